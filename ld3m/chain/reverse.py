@@ -1,0 +1,240 @@
+"""The differentiable reverse chain, one generation for the image and its gradient.
+
+With λ the cotangent of the state after step i (DESIGN: z ← a z + b ε̂(z, c) + d · injected),
+
+    cotangent of ε̂        b λ, split over the two guidance rows as (1−g) b λ and g b λ
+    cotangent of injected  += d λ
+    λ                      ← a λ + J_zᵀ, conditioning += J_cᵀ
+
+where Jᵀ is one vector-Jacobian product of the frozen denoiser. The forward pass keeps the state of every step, which is
+small, and for a chosen number of (step, image) evaluations the activations of the denoiser; the others are evaluated
+again on the way back. Memory with nothing kept is that of one evaluation, whatever T is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ld3m.chain.schedule import ChainTable, Schedule, chain_table
+from ld3m.errors import InputError
+from ld3m.priors.base import Prior
+
+
+def reverse_chain(
+    prior: Prior,
+    latents: Tensor,
+    conditioning: Tensor | None = None,
+    *,
+    steps: int = 10,
+    guidance_scale: float = 3.0,
+    injection: str = "x0",
+    schedule: Schedule = "linear",
+    noise: Tensor,
+    retain: float = 0.0,
+    micro_batch: int | None = None,
+) -> Tensor:
+    """Noise latents to the first timestep and run the skip-injected DDIM chain back (arXiv 2403.03881, §3).
+
+    The gradient to `latents` and `conditioning` is that of plain autograd through the same chain, whatever `retain` and
+    `micro_batch` are; `noise` and the prior's weights get none. Gradients of gradients are refused.
+
+    Args:
+        latents: (N, c, h, w).
+        conditioning: (N, tokens, dim), or None for an unconditional prior.
+        steps: T, 1 … 1000.
+        guidance_scale: g in ε̂ = ε_u + g (ε_c − ε_u); exactly 1 makes one evaluation, every other value two. Ignored by
+            an unconditional prior.
+        injection: "x0" (released code), "mean" (eq. 6) or "none" (plain DDIM).
+        schedule: weight of the injection over the steps, a name in `SCHEDULES` or a callable (i, T).
+        noise: like `latents`; the only randomness there is.
+        retain: fraction of the T · N evaluations whose activations are kept for the backward pass, [0, 1].
+        micro_batch: images evaluated at once; all when None.
+
+    Returns:
+        z_0 (N, c, h, w), to be decoded.
+
+    Raises:
+        InputError: a shape, dtype or range is not as above.
+    """
+    _check(prior, latents, conditioning, noise, retain, micro_batch)
+    table = chain_table(prior.alphas_cumprod, steps, injection, schedule)
+    is_guided = conditioning is not None and guidance_scale != 1
+    can_differentiate = torch.is_grad_enabled()  # not to be seen inside the Function, where it is always off
+    plan = _Plan(
+        prior=prior,
+        table=table,
+        injection=injection,
+        guidance_scale=float(guidance_scale),
+        null=prior.null_conditioning(1).to(latents.dtype) if is_guided else None,
+        num_kept=round(retain * steps * len(latents)),
+        micro_batch=micro_batch or len(latents),
+        wants_latents=can_differentiate and latents.requires_grad,
+        wants_conditioning=can_differentiate and conditioning is not None and conditioning.requires_grad,
+    )
+    return _ReverseChain.apply(latents, conditioning, noise, plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What stays the same over a chain: the prior, the scalars, how evaluations are cut and kept, what is wanted."""
+
+    prior: Prior
+    table: ChainTable
+    injection: str
+    guidance_scale: float
+    null: Tensor | None  # (1, tokens, dim) when guided
+    num_kept: int
+    micro_batch: int
+    wants_latents: bool
+    wants_conditioning: bool
+
+    @property
+    def steps(self) -> int:
+        return len(self.table.timesteps)
+
+    def wants_state(self, step: int) -> bool:
+        """Whether a step's state needs a gradient; the first executed state depends on the latents alone."""
+        return self.wants_latents or (self.wants_conditioning and step < self.steps - 1)
+
+    def blocks(self, step: int, num_images: int) -> list[tuple[slice, bool]]:
+        """Cut the images of a step into (block, is kept) pairs; what the backward pass meets first is kept."""
+        num_kept = min(max(self.num_kept - step * num_images, 0), num_images)
+        edges = [*range(0, num_kept, self.micro_batch), *range(num_kept, num_images, self.micro_batch), num_images]
+        return [(slice(low, high), low < num_kept) for low, high in zip(edges, edges[1:], strict=False)]
+
+
+class _Evaluation:
+    """One call of the denoiser on a block of images, guidance rows included, and its vector-Jacobian product.
+
+    `state` and `conditioning` are the block's own; a graph is recorded when `is_differentiable`.
+    """
+
+    def __init__(self, plan: _Plan, step: int, state: Tensor, conditioning: Tensor | None, is_differentiable: bool):
+        self.null, self.scale = plan.null, plan.guidance_scale
+        if self.null is not None:
+            state = torch.cat([state, state])  # (B, c, h, w) -> (2B, c, h, w), rows [null, conditional]
+        self.state = state.detach().requires_grad_(is_differentiable and plan.wants_state(step))
+        self.conditioning = rows = None
+        if conditioning is not None:
+            self.conditioning = conditioning.detach().requires_grad_(is_differentiable and plan.wants_conditioning)
+        with torch.set_grad_enabled(is_differentiable):
+            rows = self.conditioning
+            if self.null is not None:
+                rows = torch.cat([self.null.expand_as(rows), rows])
+            self.predictions = plan.prior.predict_noise(self.state, plan.table.timesteps[step], rows)
+
+    def noise(self) -> Tensor:
+        predictions = self.predictions.detach()
+        if self.null is None:
+            return predictions
+        uncond, cond = predictions.chunk(2)
+        return uncond + self.scale * (cond - uncond)  # Ho & Salimans 2022, eq. 6
+
+    def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Pull a cotangent of the guided prediction back to (state, conditioning); None where it is not wanted."""
+        if self.null is not None:
+            cotangent = torch.cat([(1 - self.scale) * cotangent, self.scale * cotangent])
+        inputs = (self.state, self.conditioning)
+        wanted = [x for x in inputs if x is not None and x.requires_grad]
+        grads = iter(torch.autograd.grad(self.predictions, wanted, cotangent, materialize_grads=True))
+        state, conditioning = (next(grads) if x is not None and x.requires_grad else None for x in inputs)
+        if self.null is not None and state is not None:
+            state = state.unflatten(0, (2, -1)).sum(0)  # both guidance rows read the same state
+        return state, conditioning
+
+
+class _ReverseChain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, latents: Tensor, conditioning: Tensor | None, noise: Tensor, plan: _Plan) -> Tensor:
+        ctx.plan, ctx.kept = plan, {}
+        is_differentiable = plan.wants_latents or plan.wants_conditioning
+        start = plan.table.start[0] * latents + plan.table.start[1] * noise
+        injected = {"x0": plan.prior.quantize, "mean": lambda _: start, "none": lambda _: None}[plan.injection](latents)
+        state, states = start, []
+        for step in reversed(range(plan.steps)):
+            states.append(state)
+            predictions = []
+            for block, is_kept in plan.blocks(step, len(latents)):
+                evaluation = _evaluate(plan, step, state, conditioning, block, is_kept and is_differentiable)
+                predictions.append(evaluation.noise())
+                if is_kept and is_differentiable:
+                    ctx.kept[step, block.start] = evaluation
+            state = _step(plan.table, step, state, torch.cat(predictions), injected)
+        if is_differentiable:
+            ctx.save_for_backward(conditioning, *states)
+        return state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        plan, table = ctx.plan, ctx.plan.table
+        conditioning, *states = ctx.saved_tensors
+        grad_injected = torch.zeros_like(cotangent)
+        grad_conditioning = torch.zeros_like(conditioning) if plan.wants_conditioning else None
+        for step, state in enumerate(reversed(states)):
+            pulled = []
+            for block, _ in plan.blocks(step, len(state)):
+                # Taken out, so that its activations go before the next block is met; a second backward pass over the
+                # same graph finds nothing here and evaluates again.
+                evaluation = ctx.kept.pop((step, block.start), None) or _evaluate(
+                    plan, step, state, conditioning, block, is_differentiable=True
+                )
+                block_state, block_conditioning = evaluation.vjp(table.noise[step] * cotangent[block])
+                del evaluation
+                pulled.append(block_state)
+                if grad_conditioning is not None:
+                    grad_conditioning[block] += block_conditioning
+            grad_injected += table.injected[step] * cotangent
+            if plan.wants_state(step):
+                cotangent = table.latent[step] * cotangent + torch.cat(pulled)
+        if not plan.wants_latents:
+            return None, grad_conditioning, None, None
+        if plan.injection == "mean":
+            cotangent = cotangent + grad_injected  # z_start is what was injected
+        grad_latents = table.start[0] * cotangent
+        if plan.injection == "x0":
+            grad_latents = grad_latents + grad_injected  # straight through the quantiser
+        return grad_latents, grad_conditioning, None, None
+
+
+def _evaluate(
+    plan: _Plan, step: int, state: Tensor, conditioning: Tensor | None, block: slice, is_differentiable: bool
+) -> _Evaluation:
+    rows = None if conditioning is None else conditioning[block]
+    return _Evaluation(plan, step, state[block], rows, is_differentiable)
+
+
+def _step(table: ChainTable, step: int, state: Tensor, noise: Tensor, injected: Tensor | None) -> Tensor:
+    state = table.latent[step] * state + table.noise[step] * noise
+    return state if injected is None else state + table.injected[step] * injected
+
+
+def _check(
+    prior: Prior, latents: Tensor, conditioning: Tensor | None, noise: Tensor, retain: float, micro_batch: int | None
+) -> None:
+    if latents.ndim != 4 or latents.shape[1] != prior.latent_channels or len(latents) == 0:
+        raise InputError(
+            f"latents are (N, {prior.latent_channels}, h, w), N at least 1, for {prior.name}; got {tuple(latents.shape)}"
+        )
+    if noise.shape != latents.shape or noise.dtype != latents.dtype:
+        raise InputError(
+            f"noise is like latents {tuple(latents.shape)} {latents.dtype}, got {tuple(noise.shape)} {noise.dtype}; "
+            "draw it with torch.randn_like(latents)"
+        )
+    if (conditioning is None) != (prior.conditioning_shape is None):
+        raise InputError(
+            f"{prior.name} takes no conditioning, got {tuple(conditioning.shape)}; leave it out"
+            if conditioning is not None
+            else f"{prior.name} is class-conditional: pass conditioning (N, tokens, dim), e.g. prior.embed(class_ids)"
+        )
+    if conditioning is not None and tuple(conditioning.shape) != (len(latents), *prior.conditioning_shape):
+        raise InputError(
+            f"conditioning is {(len(latents), *prior.conditioning_shape)} for {len(latents)} latents of {prior.name}, "
+            f"got {tuple(conditioning.shape)}"
+        )
+    if not 0.0 <= retain <= 1.0:
+        raise InputError(f"retain is a fraction from 0 to 1, got {retain!r}")
+    if micro_batch is not None and micro_batch < 1:
+        raise InputError(f"micro_batch is at least 1 image, got {micro_batch!r}")

@@ -1,0 +1,72 @@
+"""Frozen latent diffusion models: loaded, embedded or random, all behind one interface."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from ld3m.errors import CheckpointError, ConfigError
+from ld3m.priors.base import Prior
+
+__all__ = ["Prior", "load_prior"]
+
+_EMBEDDED = Path(__file__).parent / "embedded"
+
+
+def load_prior(
+    source: "str | Path | Prior",
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: str | Path | None = None,
+) -> Prior:
+    """Load a frozen latent diffusion model.
+
+    Args:
+        source: "builtin" (32 px, Fashion-MNIST's classes), "random:cin256", "random:ffhq256",
+            "random:ffhq256-released", "random:builtin", "random:tiny", a CompVis `.ckpt` or `.safetensors`, a diffusers
+            folder, a hub id "owner/name", or a `Prior` (moved and cast in place).
+        config: the YAML of a CompVis checkpoint.
+
+    Raises:
+        ConfigError: an unknown name, or a YAML that does not fit.
+        CheckpointError: a file that is missing, damaged, unsafe, or does not fit its configuration.
+    """
+    if isinstance(source, Prior):
+        return source.to(device=device, dtype=dtype)
+    if config is not None and not (Path(source).is_file()):
+        raise ConfigError(f"config goes with a CompVis checkpoint file, got the prior {str(source)!r}")
+    return _load(str(source), None if config is None else Path(config), dtype).to(device=device)
+
+
+def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
+    from ld3m.priors import compvis, folder, random
+
+    path = Path(source).expanduser()
+    if source == "builtin":
+        return folder.load_folder(_EMBEDDED, dtype=dtype)
+    if source.startswith("random:"):
+        return random.load_random(source.removeprefix("random:"), dtype=dtype)
+    if path.is_dir():
+        return folder.load_folder(path, dtype=dtype)
+    if path.is_file():
+        return compvis.load_compvis(path, config, dtype=dtype)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.suffix:
+        return folder.load_folder(_download(source), dtype=dtype)
+    valid = ", ".join(["builtin", *(f"random:{name}" for name in random.NAMES)])
+    raise ConfigError(
+        f"prior is one of {valid}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; got {source!r}, which is "
+        "neither a name nor a path that is there"
+    )
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        raise CheckpointError(
+            f"prior {hub_id!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:150]})"
+        ) from error

@@ -1,0 +1,150 @@
+"""What every prior offers: encode, quantise, decode, embed a class, predict the noise."""
+
+import torch
+from torch import Tensor, nn
+
+from ld3m.errors import ConfigError, InputError
+
+
+class Prior:
+    """A frozen latent diffusion model: first stage, denoiser and, where it has classes, their embeddings.
+
+    Inputs may have another floating dtype than the weights: they are cast on the way in and the results cast back, so
+    that a float32 state can be driven by a bfloat16 network. No method forms a gradient of a weight.
+
+    Args:
+        name: for logs and result files.
+        first_stage: diffusers `VQModel` or `AutoencoderKL`.
+        denoiser: called as `denoiser(latents, timestep)` or `denoiser(latents, timestep, conditioning)`; returns an
+            object with the noise prediction as `.sample`.
+        class_embedding: weight (rows, dim) or (rows, tokens · dim); None when unconditional.
+        alphas_cumprod: (1000,) float64.
+        scale_factor: latents = scale_factor × the first stage's own.
+        native_resolution: image pixels the denoiser was trained on.
+        null_class: row of the unconditional class; the last row when None.
+        class_names: names of the classes in order, the null class left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        first_stage: nn.Module,
+        denoiser: nn.Module,
+        class_embedding: nn.Embedding | None,
+        alphas_cumprod: Tensor,
+        scale_factor: float,
+        native_resolution: int,
+        null_class: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        self.name = name
+        self.first_stage = first_stage
+        self.denoiser = denoiser
+        self.class_embedding = class_embedding
+        self.alphas_cumprod = alphas_cumprod.double().cpu()
+        self.scale_factor = scale_factor
+        self.native_resolution = native_resolution
+        self.class_names = class_names
+        for module in self.modules():
+            module.eval().requires_grad_(False)
+
+        self.is_vq = hasattr(first_stage, "quantize")
+        self.downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
+        self.latent_channels = first_stage.quantize.vq_embed_dim if self.is_vq else first_stage.config.latent_channels
+        rows = None if class_embedding is None else class_embedding.num_embeddings
+        self.num_classes = None if rows is None else rows - 1
+        self.conditioning_shape = None if rows is None else (1, class_embedding.embedding_dim)
+        self.null_class = rows - 1 if null_class is None and rows is not None else null_class
+
+    def modules(self) -> list[nn.Module]:
+        """Return first stage, denoiser and, where there is one, the class embedding."""
+        parts = (self.first_stage, self.denoiser, self.class_embedding)
+        return [module for module in parts if module is not None]
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Prior":
+        """Move and cast the weights in place; return the prior itself."""
+        for module in self.modules():
+            nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images without gradient.
+
+        Args:
+            images: (B, 3, H, W) in [−1, 1], H and W divisible by `downsample`.
+
+        Returns:
+            Latents (B, c, H/f, W/f): before quantisation (VQ), or the scaled mean (KL).
+        """
+        self._check_images(images)
+        encoded = self.first_stage.encode(images.to(self.dtype))
+        latents = encoded.latents if self.is_vq else encoded.latent_dist.mean
+        return (latents * self.scale_factor).to(images.dtype)
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        """Move latents to their nearest codes with the identity as gradient; a KL prior returns them unchanged."""
+        if not self.is_vq:
+            return latents
+        return self.first_stage.quantize(latents.to(self.dtype))[0].to(latents.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, c, h, w) to images (B, 3, f·h, f·w), about [−1, 1] and not clamped; VQ quantises first."""
+        return self.first_stage.decode(latents.to(self.dtype) / self.scale_factor).sample.to(latents.dtype)
+
+    def embed(self, class_ids: Tensor) -> Tensor:
+        """Embed class ids (B,) int64, 0 … num_classes, null included, as conditioning (B, tokens, dim)."""
+        if self.class_embedding is None:
+            raise InputError(f"embed needs a class-conditional prior; {self.name} has no classes")
+        rows = self.class_embedding.num_embeddings
+        if class_ids.numel() and not (0 <= int(class_ids.min()) and int(class_ids.max()) < rows):
+            raise InputError(
+                f"class_ids go from 0 to {rows - 1} for {self.name}, got {class_ids.tolist()}; choose ids in that range"
+            )
+        return self.class_embedding(class_ids.to(self.device))[:, None, :]  # (B, dim) -> (B, 1, dim)
+
+    def null_conditioning(self, n: int) -> Tensor:
+        """Return the unconditional embedding for n rows, (n, tokens, dim)."""
+        return self.embed(torch.full((n,), self.null_class or 0))
+
+    def predict_noise(self, latents: Tensor, timestep: int, conditioning: Tensor | None = None) -> Tensor:
+        """Predict ε̂ (B, c, h, w) in noisy latents at an integer timestep 0 … 999.
+
+        Args:
+            latents: (B, c, h, w).
+            timestep: index into `alphas_cumprod`.
+            conditioning: (B, tokens, dim); required by a class-conditional prior, refused by an unconditional one.
+        """
+        self._check_conditioning(conditioning)
+        inputs = (latents.to(self.dtype), timestep)
+        if conditioning is not None:
+            inputs += (conditioning.to(self.dtype),)
+        # Learned-variance models return 2c channels; the second half is not the noise.
+        return self.denoiser(*inputs).sample[:, : self.latent_channels].to(latents.dtype)
+
+    def _check_conditioning(self, conditioning: Tensor | None) -> None:
+        if (conditioning is None) == (self.conditioning_shape is None):
+            return
+        if conditioning is None:
+            raise InputError(
+                f"{self.name} is class-conditional: pass conditioning (B, tokens, dim), e.g. prior.embed(ids)"
+            )
+        raise InputError(f"{self.name} is unconditional: it takes no conditioning, got {tuple(conditioning.shape)}")
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InputError(f"images are (B, 3, H, W) in [-1, 1], got {tuple(images.shape)}")
+        if images.shape[2] % self.downsample or images.shape[3] % self.downsample:
+            raise ConfigError(
+                f"resolution must be divisible by {self.downsample}, the first stage's factor in {self.name}; "
+                f"got {images.shape[2]}x{images.shape[3]}"
+            )

@@ -1,0 +1,53 @@
+"""Which class of a prior stands for which class of a data set."""
+
+import logging
+from collections.abc import Sequence
+
+from ld3m.data.ilsvrc import ilsvrc_index
+from ld3m.errors import InputError
+from ld3m.priors.base import Prior
+
+logger = logging.getLogger(__name__)
+
+
+def match_classes(
+    prior: Prior,
+    class_names: Sequence[str],
+    wnids: Sequence[str | None],
+    class_ids: Sequence[int] | None = None,
+) -> list[int]:
+    """Return the prior's class id for every class of a data set.
+
+    A class is matched by name where the prior knows its names, by wnid or name where it has the 1,000 classes of ILSVRC,
+    and starts from the null class where neither holds, which is logged.
+
+    Args:
+        class_names, wnids: of the data set, in label order.
+        class_ids: the user's own choice, one a class; wins over matching.
+    """
+    if prior.num_classes is None:
+        raise InputError(f"{prior.name} has no classes to match; leave class_ids out")
+    if class_ids is not None:
+        if len(class_ids) != len(class_names):
+            raise InputError(f"class_ids needs one id a class: {len(class_names)} classes, got {len(class_ids)} ids")
+        if wrong := [k for k in class_ids if not 0 <= k <= prior.num_classes]:
+            raise InputError(
+                f"class_ids of {prior.name} go from 0 to {prior.num_classes - 1}, and {prior.num_classes} is the null "
+                f"class; got {wrong}"
+            )
+        return list(class_ids)
+    found = [_match(prior, name, wnid) for name, wnid in zip(class_names, wnids, strict=True)]
+    if unmatched := [name for name, k in zip(class_names, found, strict=True) if k is None]:
+        logger.warning(
+            "no class of %s matches %s: starting from the null class; choose with class_ids=", prior.name, unmatched
+        )
+    return [prior.null_class if k is None else k for k in found]
+
+
+def _match(prior: Prior, name: str, wnid: str | None) -> int | None:
+    if prior.class_names is not None:
+        known = {known.casefold(): k for k, known in enumerate(prior.class_names)}
+        return known.get(name.casefold())
+    if prior.num_classes == 1000:
+        return ilsvrc_index(wnid or name)
+    return None

@@ -1,0 +1,190 @@
+"""CompVis latent-diffusion checkpoints: a `.ckpt` and its YAML, read without running anything from either."""
+
+import math
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ld3m.errors import CheckpointError, ConfigError
+from ld3m.priors.base import Prior
+from ld3m.priors.folder import load_weights
+from ld3m.priors.shape import SHAPES, LdmShape, build_modules
+
+_UNET, _FIRST_STAGE, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
+
+# Trainers leave objects of their own beside the weights. These modules' classes are replaced by an inert one; any other
+# global makes the file refused.
+_INERT_MODULES = ("pytorch_lightning", "lightning", "lightning_fabric", "ldm", "taming", "latentdiff", "omegaconf")
+
+
+def load_compvis(path: Path, config: Path | None, *, dtype: torch.dtype) -> Prior:
+    """Load a CompVis checkpoint's raw weights (never its moving averages, as the official LD3M code does).
+
+    Args:
+        path: `.ckpt` with a `state_dict`, or the same tensors as `.safetensors`.
+        config: its YAML; may be left out for the shapes of cin256-v2 and of the unconditional FFHQ model.
+    """
+    state = read_state(path)
+    num_embeddings = len(state[_CLASSES]) if _CLASSES in state else None
+    if config is not None:
+        shape = read_yaml(config, num_embeddings)
+    else:
+        shape = SHAPES["ffhq256" if num_embeddings is None else "cin256"]
+    first_stage, denoiser, embedding = build_modules(shape)
+    source = str(path) if config is not None else f"{path} (without config=, so taken for a known 256 px model)"
+    try:
+        denoiser_weights = _convert_denoiser(state, denoiser, shape)
+        first_stage_weights = _convert_first_stage(state, first_stage)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{source} does not have the layout its configuration says: {error!r}") from error
+    load_weights(denoiser, denoiser_weights, source, dtype)
+    load_weights(first_stage, first_stage_weights, source, dtype)
+    if embedding is not None:
+        load_weights(embedding, {"weight": state[_CLASSES]} if num_embeddings else {}, source, dtype)
+    stored = state.get("alphas_cumprod")
+    return Prior(
+        name=path.stem,
+        first_stage=first_stage,
+        denoiser=denoiser,
+        class_embedding=embedding,
+        # The checkpoint's own buffer wins over the formula: it is what its training and the official sampler used.
+        alphas_cumprod=shape.alphas_cumprod if stored is None else stored.double(),
+        scale_factor=shape.scale_factor,
+        native_resolution=shape.resolution,
+    )
+
+
+class _Inert:
+    """Stands where a trainer's object stood in a pickle; takes anything, does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's state dict: tensors only, nothing in the file is executed."""
+    if path.suffix == ".safetensors":
+        from ld3m.storage import load_tensors
+
+        return load_tensors(path)[0]
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError):
+        unsafe = []  # not the zip format: the load below decides
+    inert = [name for name in unsafe if name.split(".")[0] in _INERT_MODULES]
+    if refused := sorted(set(unsafe) - set(inert)):
+        raise CheckpointError(
+            f"{path} wants to call {', '.join(refused[:5])} when opened, which a file of weights has no need of; "
+            "it was not opened. Get it from a source you trust, as safetensors if possible"
+        )
+    stubs = [(type("Inert", (_Inert,), {}), name) for name in inert]
+    try:
+        with torch.serialization.safe_globals(stubs):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be read as tensors only ({type(error).__name__}: {reason}); "
+            "fetch it again, or convert it to safetensors"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(key.startswith(_UNET) for key in state):
+        raise CheckpointError(f"{path} holds no latent diffusion model: no tensor is named {_UNET}*")
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def read_yaml(path: Path, num_embeddings: int | None) -> LdmShape:
+    """Read a CompVis YAML into an `LdmShape`; structures that have no diffusers module are refused by name."""
+    try:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
+        unet = params["unet_config"]["params"]
+        first_stage = params["first_stage_config"]
+        autoencoder = first_stage["params"]["ddconfig"]
+        kind = "kl" if first_stage["target"].endswith("AutoencoderKL") else "vq"
+        is_conditional = bool(unet.get("use_spatial_transformer"))
+        _check_supported(path, unet, first_stage["params"])
+        downsample = 2 ** (len(autoencoder["ch_mult"]) - 1)
+        return LdmShape(
+            resolution=unet["image_size"] * downsample,
+            first_stage=kind,
+            ch=autoencoder["ch"],
+            ch_mult=tuple(autoencoder["ch_mult"]),
+            first_stage_res_blocks=autoencoder["num_res_blocks"],
+            latent_channels=unet["in_channels"],
+            num_codes=first_stage["params"].get("n_embed"),
+            model_channels=unet["model_channels"],
+            channel_mult=tuple(unet["channel_mult"]),
+            num_res_blocks=unet["num_res_blocks"],
+            attention_levels=tuple(sorted(int(math.log2(factor)) for factor in unet["attention_resolutions"])),
+            num_heads=unet.get("num_heads"),
+            head_channels=None if is_conditional else unet.get("num_head_channels"),
+            context_dim=unet["context_dim"] if is_conditional else None,
+            num_embeddings=num_embeddings,
+            scale_factor=params.get("scale_factor", 1.0),
+            beta_start=params.get("linear_start", 1e-4),
+            beta_end=params.get("linear_end", 2e-2),
+        )
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read ({error.strerror}); pass the checkpoint's YAML") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not plain YAML ({str(error).splitlines()[0]})") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"config {path} is not a CompVis latent-diffusion YAML: {error!r} is missing") from error
+
+
+def _check_supported(path: Path, unet: dict, first_stage: dict) -> None:
+    ddconfig = first_stage["ddconfig"]
+    refusals = {
+        "use_scale_shift_norm": unet.get("use_scale_shift_norm", False),
+        "resblock_updown": unet.get("resblock_updown", False),
+        "transformer_depth other than 1": unet.get("transformer_depth", 1) != 1,
+        "num_head_channels with a spatial transformer": unet.get("use_spatial_transformer")
+        and unet.get("num_heads") is None,
+        "attn_resolutions of the first stage": bool(ddconfig.get("attn_resolutions")),
+        "z_channels unlike embed_dim": ddconfig["z_channels"] != first_stage["embed_dim"],
+    }
+    if found := [name for name, is_there in refusals.items() if is_there]:
+        raise ConfigError(f"config {path} has {', '.join(found)}, for which there is no module; choose another model")
+
+
+def _convert_denoiser(state: dict[str, Tensor], denoiser: nn.Module, shape: LdmShape) -> dict[str, Tensor]:
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    raw = {key: value for key, value in state.items() if key.startswith(_UNET)}
+    converted = convert_ldm_unet_checkpoint(raw, denoiser.config)
+    if shape.context_dim is not None:
+        return converted
+    # diffusers' converter passes the attention of unconditional models through unconverted.
+    weights = {}
+    for key, value in converted.items():
+        block, _, leaf = key.rpartition(".attentions.")
+        index, _, name = leaf.partition(".")
+        prefix = f"{block}.attentions.{index}"
+        if not block or name.startswith(("group_norm", "to_")):
+            weights[key] = value
+        elif name.startswith("norm."):
+            weights[f"{prefix}.group_norm.{name[5:]}"] = value
+        elif name.startswith("proj_out."):
+            weights[f"{prefix}.to_out.0.{name[9:]}"] = value.flatten(1) if value.ndim == 3 else value
+        else:  # qkv: rows are head-major, for each head its q, then its k, then its v rows
+            rows = value.unflatten(0, (-1, 3, shape.head_channels))
+            for k, projection in enumerate(("to_q", "to_k", "to_v")):
+                part = rows[:, k].flatten(0, 1)  # (heads, channels, ...) -> (C, ...)
+                weights[f"{prefix}.{projection}.{name[4:]}"] = part.flatten(1) if part.ndim == 3 else part
+    return weights
+
+
+def _convert_first_stage(state: dict[str, Tensor], first_stage: nn.Module) -> dict[str, Tensor]:
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    raw = {key: value for key, value in state.items() if key.startswith(_FIRST_STAGE)}
+    converted = convert_ldm_vae_checkpoint(raw, first_stage.config)
+    codebook = state.get(f"{_FIRST_STAGE}quantize.embedding.weight")
+    if codebook is not None:  # the converter leaves the codebook out
+        converted["quantize.embedding.weight"] = codebook
+    return converted

@@ -1,0 +1,161 @@
+"""Priors kept as a diffusers folder: one sub-folder a module, safetensors weights, JSON configurations."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ld3m.errors import CheckpointError
+from ld3m.priors.base import Prior
+from ld3m.priors.shape import NUM_TRAIN_STEPS, scaled_linear_alphas_cumprod
+from ld3m.storage import load_tensors, save_tensors, write_json
+
+_FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
+_DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
+
+
+def save_prior(prior: Prior, folder: Path, *, dtype: torch.dtype, betas: tuple[float, float]) -> None:
+    """Write a prior as a diffusers folder that `load_prior` and diffusers' own classes read.
+
+    Args:
+        prior: its weights are cast to `dtype` in the files only.
+        betas: ends of the scaled linear schedule.
+    """
+    first_stage = "vqvae" if prior.is_vq else "vae"
+    for name, module in ((first_stage, prior.first_stage), ("unet", prior.denoiser)):
+        module.save_config(folder / name)
+        weights = {key: value.to(dtype) for key, value in module.state_dict().items()}
+        save_tensors(folder / name / "diffusion_pytorch_model.safetensors", weights, {"format": "pt"})
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": NUM_TRAIN_STEPS,
+        "beta_start": betas[0],
+        "beta_end": betas[1],
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    }
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    if prior.class_embedding is not None:
+        save_tensors(folder / "class_embedding.safetensors", {"weight": prior.class_embedding.weight.to(dtype)})
+    index = {
+        "_class_name": "LatentDiffusionPrior",
+        "name": prior.name,
+        "native_resolution": prior.native_resolution,
+        "class_names": prior.class_names,
+    }
+    write_json(folder / "model_index.json", index)  # last: a folder without it is not a whole prior
+
+
+class _ClassVectorDenoiser(nn.Module):
+    """A U-Net that adds its class embedding to the time embedding, called like one with cross-attention."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        unet.class_embedding = nn.Identity()  # the vector itself is the conditioning, so that it can be optimised
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: int, conditioning: Tensor) -> object:
+        return self.unet(sample, timestep, class_labels=conditioning[:, 0])  # (B, 1, dim) -> (B, dim)
+
+
+def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
+    """Load a diffusers folder: a U-Net, a first stage (vae/ or vqvae/), a scheduler and, where it has classes, a table.
+
+    Classes come from `class_embedding.safetensors`, or from the U-Net's own `class_embedding` table. Only safetensors
+    weights are read.
+    """
+    index = _read_json(folder / "model_index.json")
+    first_stage_name = next((name for name in _FIRST_STAGES if (folder / name).is_dir()), None)
+    if first_stage_name is None or not (folder / "unet").is_dir():
+        raise CheckpointError(f"{folder} needs the sub-folders unet/ and vae/ or vqvae/ of a diffusers pipeline")
+    first_stage = _load_module(folder / first_stage_name, (_FIRST_STAGES[first_stage_name],), dtype)
+    denoiser = _load_module(folder / "unet", _DENOISERS, dtype)
+    denoiser, embedding = _split_classes(folder, denoiser, dtype)
+    downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
+    latent_size = getattr(denoiser, "unet", denoiser).config.sample_size
+    return Prior(
+        name=index.get("name", folder.name),
+        first_stage=first_stage,
+        denoiser=denoiser,
+        class_embedding=embedding,
+        alphas_cumprod=_alphas_cumprod(folder),
+        scale_factor=first_stage.config.scaling_factor,
+        native_resolution=index.get("native_resolution", (latent_size or 64) * downsample),
+        class_names=None if index.get("class_names") is None else tuple(index["class_names"]),
+    )
+
+
+def _split_classes(folder: Path, denoiser: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Embedding | None]:
+    own_table = getattr(denoiser, "class_embedding", None)
+    if isinstance(own_table, nn.Embedding):
+        return _ClassVectorDenoiser(denoiser), own_table
+    path = folder / "class_embedding.safetensors"
+    if not path.is_file():
+        if getattr(denoiser.config, "cross_attention_dim", None) and type(denoiser).__name__ != "UNet2DModel":
+            raise CheckpointError(
+                f"{folder} is conditioned by cross-attention on something other than a class table; expected "
+                f"{path.name} with a tensor 'weight' (classes + 1, dim), the null class last"
+            )
+        return denoiser, None
+    tensors, _ = load_tensors(path)
+    if set(tensors) != {"weight"} or tensors["weight"].ndim != 2:
+        raise CheckpointError(f"{path} holds one tensor 'weight' (classes + 1, dim), got {sorted(tensors)}")
+    return denoiser, nn.Embedding.from_pretrained(tensors["weight"].to(dtype))
+
+
+def _load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+    import diffusers
+
+    config = _read_json(folder / "config.json")
+    class_name = config.get("_class_name")
+    if class_name not in class_names:
+        raise CheckpointError(f"{folder}/config.json names {class_name!r}, expected {' or '.join(class_names)}")
+    with torch.device("meta"):
+        module = getattr(diffusers, class_name).from_config(config)
+    tensors, _ = load_tensors(folder / "diffusion_pytorch_model.safetensors")
+    load_weights(module, tensors, str(folder), dtype)
+    return module
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str, dtype: torch.dtype) -> None:
+    """Give a module on the meta device its weights; missing, unexpected and mis-shaped tensors are named."""
+    wanted = module.state_dict()
+    faults = [f"{key} is missing" for key in wanted.keys() - tensors.keys()]
+    faults += [f"{key} has no place" for key in tensors.keys() - wanted.keys()]
+    faults += [
+        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & tensors.keys()
+        if tensors[key].shape != wanted[key].shape
+    ]
+    if faults:
+        listed = "; ".join(sorted(faults)[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {listed}; check its configuration")
+    module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
+
+
+def _alphas_cumprod(folder: Path) -> Tensor:
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = _read_json(path)
+    start, end, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
+    if config.get("num_train_timesteps", NUM_TRAIN_STEPS) != NUM_TRAIN_STEPS or None in (start, end):
+        raise CheckpointError(f"{path} describes another schedule than 1,000 steps with beta_start and beta_end")
+    if kind == "scaled_linear":
+        return scaled_linear_alphas_cumprod(start, end)
+    if kind == "linear":
+        return torch.cumprod(1 - torch.linspace(start, end, NUM_TRAIN_STEPS, dtype=torch.float64), dim=0)
+    raise CheckpointError(f"{path} has beta_schedule {kind!r}, expected 'scaled_linear' or 'linear'")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not there: a diffusers folder has one") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,210 @@
+"""Train a small prior: a KL first stage, then a class-conditional U-Net on its latents.
+
+Made for small sets on modest machines: latents are computed once and held; every draw comes from (seed, phase, step), so
+that a resumed run goes on as if it had not stopped.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ld3m import pictures, seeds
+from ld3m.chain import reverse_chain
+from ld3m.data import Dataset
+from ld3m.priors.base import Prior
+from ld3m.priors.fit import Fit, claim_folder
+from ld3m.priors.folder import save_prior
+from ld3m.priors.random import fill_random
+from ld3m.priors.shape import SHAPES, LdmShape, build_modules
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PriorTraining:
+    """Settings of `ld3m prior train`. The defaults are those of the embedded prior."""
+
+    resolution: int = 32
+    """Images in pixels, divisible by the first stage's factor."""
+    first_stage_steps: int = 1500
+    """Optimiser steps of the first stage."""
+    first_stage_batch: int = 64
+    """Images a step of the first stage."""
+    first_stage_lr: float = 1e-3
+    """Peak learning rate of the first stage (AdamW)."""
+    kl_weight: float = 1e-4
+    """Weight of the KL term against the mean absolute plus squared error of a pixel."""
+    steps: int = 4000
+    """Optimiser steps of the denoiser."""
+    batch: int = 128
+    """Latents a step of the denoiser."""
+    lr: float = 1e-3
+    """Peak learning rate of the denoiser (AdamW)."""
+    label_dropout: float = 0.1
+    """Fraction of labels replaced by the null class, for guidance."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are the ones that are saved."""
+    ch: int = 32
+    """Base width of the first stage."""
+    ch_mult: tuple[int, ...] = (1, 2, 2)
+    """Widths of the first stage by level; each level after the first halves the size."""
+    latent_channels: int = 3
+    """Channels of the latents."""
+    model_channels: int = 64
+    """Base width of the denoiser, a multiple of 32."""
+    channel_mult: tuple[int, ...] = (1, 2)
+    """Widths of the denoiser by level."""
+    num_res_blocks: int = 1
+    """Residual blocks a level of the denoiser."""
+    attention_levels: tuple[int, ...] = (0, 1)
+    """Levels of the denoiser with attention; 0 is the finest."""
+    num_heads: int = 4
+    """Attention heads."""
+    context_dim: int = 64
+    """Width of the class embedding."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    def shape(self, num_classes: int) -> LdmShape:
+        return replace(
+            SHAPES["builtin"],
+            resolution=self.resolution,
+            ch=self.ch,
+            ch_mult=self.ch_mult,
+            latent_channels=self.latent_channels,
+            model_channels=self.model_channels,
+            channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks,
+            attention_levels=self.attention_levels,
+            num_heads=self.num_heads,
+            context_dim=self.context_dim,
+            num_embeddings=num_classes + 1,
+        )
+
+
+def train_prior(
+    dataset: Dataset,
+    out: Path,
+    config: PriorTraining,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    sample_every: int = 1000,
+    progress: bool = True,
+) -> Path:
+    """Train a prior on a data set's training split and write it as the diffusers folder `out/prior`.
+
+    Args:
+        resume: go on from the last checkpoint in `out`; a folder of other settings is refused.
+        sample_every: steps of the denoiser between two grids of guided samples.
+
+    Returns:
+        The folder of the prior, in half precision.
+
+    Raises:
+        ConfigError: `out` is not empty, or holds a training with other settings.
+        NumericsError: a loss is not finite; the last checkpoint stays.
+    """
+    claim_folder(out, config, resume)
+    shape = config.shape(dataset.train.num_classes)
+    first_stage, denoiser, embedding = build_modules(shape)
+    draw = seeds.generator(config.seed, "prior", "initial weights")
+    for module in (first_stage, denoiser, embedding):
+        fill_random(module.to_empty(device=device), draw)
+
+    Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
+        first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
+    )
+    latents = _encode_all(first_stage, dataset)
+    scale_factor = 1 / latents.std().item()
+    latents *= scale_factor
+    first_stage.register_to_config(scaling_factor=scale_factor)
+    prior = Prior(
+        name=dataset.name,
+        first_stage=first_stage,
+        denoiser=denoiser,
+        class_embedding=embedding,
+        alphas_cumprod=shape.alphas_cumprod,
+        scale_factor=scale_factor,
+        native_resolution=config.resolution,
+        class_names=dataset.class_names,
+    )
+
+    labels = dataset.train.labels.to(device)
+    Fit("denoiser", out, config.steps, config.lr, ema=config.ema, progress=progress).run(
+        nn.ModuleDict({"denoiser": denoiser, "class_embedding": embedding}),
+        lambda step: _denoiser_loss(prior, latents, labels, config, step),
+        each=(sample_every, lambda step: save_samples(prior, out / f"samples-{step:06d}.png", config.seed)),
+    )
+    save_samples(prior, out / "samples.png", config.seed)
+    save_prior(prior, out / "prior", dtype=torch.float16, betas=(shape.beta_start, shape.beta_end))
+    logger.info("the prior is in %s", out / "prior")
+    return out / "prior"
+
+
+def save_samples(prior: Prior, path: Path, seed: int, *, per_class: int = 8, steps: int = 20) -> None:
+    """Write a grid of guided samples (g = 3), a row a class."""
+    labels = torch.arange(prior.num_classes).repeat_interleave(per_class)
+    images = sample_images(prior, labels, seeds.generator(seed, "prior", "samples"), steps=steps, guidance_scale=3.0)
+    pictures.save_png(path, pictures.grid(images, per_class))
+
+
+@torch.no_grad()
+def sample_images(
+    prior: Prior, class_ids: Tensor, draw: torch.Generator, *, steps: int, guidance_scale: float
+) -> Tensor:
+    """Sample images (N, 3, H, W) in [0, 1] from pure noise by DDIM, one for each class id (N,)."""
+    side = prior.native_resolution // prior.downsample
+    noise = torch.randn((len(class_ids), prior.latent_channels, side, side), generator=draw).to(prior.device)
+    # A zero latent noised to the first timestep is the noise itself, scaled by √(1−ᾱ) ≈ 1.
+    latents = reverse_chain(
+        prior,
+        torch.zeros_like(noise),
+        prior.embed(class_ids),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        injection="none",
+        noise=noise,
+        micro_batch=128,
+    )
+    return torch.cat([(prior.decode(part) + 1).div(2).clamp(0, 1).cpu() for part in latents.split(128)])
+
+
+def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
+    draw = seeds.generator(config.seed, "prior", "first-stage", step)
+    picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=draw)
+    images = dataset.train.batch(picks).to(first_stage.device) * 2 - 1
+    posterior = first_stage.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=draw).to(images.device)
+    error = first_stage.decode(posterior.mean + posterior.std * noise).sample - images
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return error.abs().mean() + error.square().mean() + config.kl_weight * kl
+
+
+@torch.no_grad()
+def _encode_all(first_stage: nn.Module, dataset: Dataset) -> Tensor:
+    """Encode the training split once, (N, c, h, w), unscaled means."""
+    parts = torch.arange(len(dataset.train)).split(256)
+    first_stage.eval()
+    return torch.cat(
+        [first_stage.encode(dataset.train.batch(p).to(first_stage.device) * 2 - 1).latent_dist.mean for p in parts]
+    )
+
+
+def _denoiser_loss(prior: Prior, latents: Tensor, labels: Tensor, config: PriorTraining, step: int) -> Tensor:
+    """Mean squared error of the noise prediction (Ho et al. 2020, eq. 14), labels dropped for guidance."""
+    draw = seeds.generator(config.seed, "prior", "denoiser", step)
+    picks = torch.randint(len(latents), (config.batch,), generator=draw)
+    timesteps = torch.randint(len(prior.alphas_cumprod), (config.batch,), generator=draw)
+    is_dropped = torch.rand(config.batch, generator=draw) < config.label_dropout
+    noise = torch.randn((config.batch, *latents.shape[1:]), generator=draw).to(latents.device)
+    class_ids = labels[picks].masked_fill(is_dropped.to(labels.device), prior.null_class)
+    alphas = prior.alphas_cumprod[timesteps].to(latents).view(-1, 1, 1, 1)
+    noisy = alphas.sqrt() * latents[picks] + (1 - alphas).sqrt() * noise
+    # The modules themselves: Prior.predict_noise takes one timestep for the whole batch.
+    conditioning = prior.class_embedding(class_ids)[:, None]
+    return F.mse_loss(prior.denoiser(noisy, timesteps.to(latents.device), conditioning).sample, noise)

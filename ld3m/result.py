@@ -1,0 +1,97 @@
+"""The outcome of a distillation: images, labels and what made them, in memory and as a folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ld3m import pictures
+from ld3m.errors import CheckpointError
+from ld3m.storage import load_tensors, save_tensors
+
+DISTILLED = "distilled.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A distilled set.
+
+    Args:
+        images: (N, 3, H, W) float32 in [0, 1].
+        labels: (N,) int64, class-major.
+        class_names: name of each label.
+        latents: (N, c, h, w) float32 as optimised; None in pixel space.
+        conditioning: (N, tokens, dim) float32; None where there is none.
+        config: every setting of the run, resolved.
+        mean, std: (3,) of the training images in [0, 1]; networks see (image − mean) / std.
+        path: the run's folder, where there is one.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    latents: Tensor | None
+    conditioning: Tensor | None
+    config: Mapping[str, object]
+    mean: Tensor
+    std: Tensor
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.labels) // len(self.class_names)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `distilled.safetensors`, `images/<class>/<k>.png` and `grid.png` into `folder`; return it.
+
+        The tensors are written last and whole, so that a folder that has them has the rest.
+        """
+        folder = Path(folder)
+        for label, name in enumerate(self.class_names):
+            for k, image in enumerate(self.images[self.labels == label]):
+                pictures.save_png(folder / "images" / folder_name(name) / f"{k}.png", pictures.to_pillow(image))
+        pictures.save_png(folder / "grid.png", pictures.grid(self.images, max(self.ipc, 10)))
+        tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std}
+        optional = {"latents": self.latents, "conditioning": self.conditioning}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}
+        save_tensors(folder / DISTILLED, tensors, about)
+        return folder
+
+
+def load(folder: str | Path) -> Result:
+    """Load what `Result.save` or `ld3m.distill(out=folder)` wrote.
+
+    Raises:
+        CheckpointError: the folder or its `distilled.safetensors` is missing, damaged or of something else.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; pass the output folder of a distillation")
+    if not (folder / DISTILLED).is_file():
+        raise CheckpointError(f"{folder} has no {DISTILLED}: not a finished run; go on with it by --resume")
+    tensors, about = load_tensors(folder / DISTILLED)
+    missing = {"images", "labels", "mean", "std"} - tensors.keys() | {"class_names", "config"} - about.keys()
+    if missing:
+        raise CheckpointError(f"{folder / DISTILLED} lacks {', '.join(sorted(missing))}; it is not a distilled set")
+    return Result(
+        images=tensors["images"],
+        labels=tensors["labels"].to(torch.int64),
+        class_names=tuple(json.loads(about["class_names"])),
+        latents=tensors.get("latents"),
+        conditioning=tensors.get("conditioning"),
+        config=json.loads(about["config"]),
+        mean=tensors["mean"],
+        std=tensors["std"],
+        path=folder,
+    )
+
+
+def folder_name(class_name: str) -> str:
+    """Return a class name as a folder name: what no file system takes becomes "-"."""
+    cleaned = "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in class_name).strip(" .")
+    return cleaned or "-"

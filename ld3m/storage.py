@@ -1,0 +1,95 @@
+"""Files that are either whole or not there: every write goes to a temporary name, is synced, then renamed."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ld3m.errors import CheckpointError, Ld3mError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space, then run again with --resume",
+    errno.EDQUOT: "the disk quota is used up: free some space, then run again with --resume",
+    errno.EACCES: "no permission to write there: choose another folder with --out",
+    errno.EROFS: "that file system is read-only: choose another folder with --out",
+}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+@contextlib.contextmanager
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system error of the block into one that names the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno, "choose another folder with --out")
+        raise Ld3mError(f"could not write {path}: {error.strerror or error}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and takes the name, on failure it is removed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with clear_write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # safetensors leaves its files readable by the owner alone
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is what a killed write left behind."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, contiguous and on the CPU."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata or {}))
+        except Exception as error:  # safetensors wraps the operating system's error in one of its own
+            if isinstance(error, OSError) or "os error" not in str(error):
+                raise
+            number = next((n for n in _REMEDIES if f"os error {n}" in str(error)), errno.EIO)
+            raise OSError(number, os.strerror(number)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file; return its tensors and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); make or fetch it again") from error
