@@ -1,0 +1,92 @@
+"""What a loaded data set is: two splits of uint8 images, their classes and their pixel statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ld3m.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split.
+
+    Args:
+        images: (N, 3, H, W) uint8, on the CPU, perhaps backed by a memory map.
+        labels: (N,) int64, each in 0…num_classes-1.
+        class_names: one a class, in label order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def of_class(self, label: int) -> Tensor:
+        """Return the positions of the images of a class, (n,) int64, ascending."""
+        return (self.labels == label).nonzero().flatten()
+
+    def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Return the images at `indices` as float32 (B, 3, H, W) in [0, 1]."""
+        indices = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
+        return self.images[indices].float().div_(255)
+
+    def require_per_class(self, minimum: int, argument: str) -> None:
+        """Raise DataError when a class has fewer than `minimum` images; `argument` is what asked for them: "--ipc"."""
+        counts = torch.bincount(self.labels, minlength=self.num_classes)
+        smallest = int(counts.argmin())
+        if counts[smallest] < minimum:
+            raise DataError(
+                f"class {self.class_names[smallest]!r} has {int(counts[smallest])} images, "
+                f"{argument} {minimum} asks for more; lower {argument} or add images to the class"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set at one resolution.
+
+    Args:
+        mean, std: (3,) float32, over all pixels of the training images in [0, 1].
+        class_names: readable names; a folder named by a known wnid gets its ILSVRC name.
+        wnids: per class the WordNet id its folder was named by, or None.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet | None
+    mean: Tensor
+    std: Tensor
+    class_names: tuple[str, ...]
+    wnids: tuple[str | None, ...]
+    resolution: int
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (images - mean) / std of (…, 3, H, W) images in [0, 1], on their device and in their dtype."""
+        mean, std = (statistic.to(images)[:, None, None] for statistic in (self.mean, self.std))
+        return (images - mean) / std
+
+
+def channel_statistics(images: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Return the mean and population standard deviation of each channel of uint8 (N, 3, H, W), in units of [0, 1].
+
+    Counted in histograms, so they are exact and do not depend on the order of the images. A constant channel gets
+    the standard deviation 1, since one divides by it.
+    """
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for block in images.split(chunk):
+        for channel in range(3):
+            counts[channel] += torch.bincount(block[:, channel].flatten(), minlength=256)
+    weights = counts.double() / counts.sum(1, keepdim=True)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ levels
+    std = (weights * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    return mean.float(), torch.where(std > 0, std, 1.0).float()
