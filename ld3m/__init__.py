@@ -6,7 +6,13 @@ __version__ = "0.1.0"
 
 # Public names are imported when first used, so that `import ld3m` costs little and needs neither diffusers nor Pillow.
 _HOMES = {
+    "Result": "ld3m.result",
+    "distill": "ld3m.distillation",
+    "evaluate": "ld3m.evaluation",
+    "export": "ld3m.exporting",
+    "load": "ld3m.result",
     "load_prior": "ld3m.priors",
+    "plan_memory": "ld3m.memory",
     "reverse_chain": "ld3m.chain",
 }
 

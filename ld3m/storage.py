@@ -6,11 +6,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ld3m.errors import CheckpointError, Ld3mError
 
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
+_FOLDED = "ld3m"
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, then run again with --resume",
     errno.EDQUOT: "the disk quota is used up: free some space, then run again with --resume",
@@ -69,17 +74,26 @@ def write_json(path: Path, content: object) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, contiguous and on the CPU."""
+    """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes."""
     from safetensors.torch import save_file
 
+    about = dict(metadata or {})
+    if len(about) > 1:  # safetensors writes several keys in random order
+        about = {_FOLDED: json.dumps(about, sort_keys=True)}
     with replacing(path) as temporary:
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata or {}))
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, about)
         except Exception as error:  # safetensors wraps the operating system's error in one of its own
             if isinstance(error, OSError) or "os error" not in str(error):
                 raise
             number = next((n for n in _REMEDIES if f"os error {n}" in str(error)), errno.EIO)
             raise OSError(number, os.strerror(number)) from error
+
+
+def metadata_of(file: "safe_open") -> dict[str, str]:
+    """Return the metadata of an opened safetensors file as `save_tensors` was given it."""
+    about = dict(file.metadata() or {})
+    return json.loads(about[_FOLDED]) if _FOLDED in about else about
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,6 +104,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not there; check the path")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata_of(file)  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); make or fetch it again") from error

@@ -7,8 +7,11 @@ import torch
 
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
+from ld3m.priors.random import NAMES as RANDOM_NAMES
 
-__all__ = ["Prior", "load_prior"]
+__all__ = ["NAMES", "Prior", "load_prior"]
+
+NAMES = ("builtin", *(f"random:{name}" for name in RANDOM_NAMES))
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -53,10 +56,9 @@ def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
         return compvis.load_compvis(path, config, dtype=dtype)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.suffix:
         return folder.load_folder(_download(source), dtype=dtype)
-    valid = ", ".join(["builtin", *(f"random:{name}" for name in random.NAMES)])
     raise ConfigError(
-        f"prior is one of {valid}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; got {source!r}, which is "
-        "neither a name nor a path that is there"
+        f"prior is one of {', '.join(NAMES)}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; got {source!r}, "
+        "which is neither a name nor a path that is there"
     )
 
 

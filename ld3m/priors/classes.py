@@ -18,7 +18,7 @@ def match_classes(
 ) -> list[int]:
     """Return the prior's class id for every class of a data set.
 
-    A class is matched by name where the prior knows its names, by wnid or name where it has the 1,000 classes of ILSVRC,
+    A class is matched by name where the prior knows its names, by wnid or name where it has the 1,000 of ILSVRC,
     and starts from the null class where neither holds, which is logged.
 
     Args:

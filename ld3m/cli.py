@@ -1,0 +1,336 @@
+"""The command line: each command mirrors a function of the package."""
+
+import dataclasses
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from ld3m.config import DistillConfig, build, read_yaml, resolve
+from ld3m.errors import ConfigError, Ld3mError
+from ld3m.priors.training import PriorTraining
+
+Positional = tyro.conf.Positional
+_Command = TypeVar("_Command")
+Flat = tyro.conf.OmitArgPrefixes  # a nested dataclass whose options stand beside the others
+
+_USAGE = """ld3m: distil an image data set into a few synthetic images per class
+
+  ld3m distill [DATA]        distil, evaluate, write a folder with images and report
+  ld3m evaluate RUN [DATA]   train networks on a distilled set and on real images, compare
+  ld3m experts [DATA]        train expert trajectories for --algorithm mtt
+  ld3m prior train [DATA]    train a small latent diffusion model on your own images
+  ld3m export RUN            copy a distilled set out, as an image folder or as tensors
+  ld3m info                  versions, devices, priors, networks
+
+DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists a command's options.
+"""
+
+
+@dataclass(frozen=True)
+class DistillCommand:
+    """Distil a data set into a few synthetic images per class."""
+
+    data: Positional[str | None] = None
+    """Folder or zip of images, one folder per class; "builtin" when not given."""
+    settings: Flat[DistillConfig] = field(default_factory=DistillConfig)
+    out: Path | None = None
+    """Output folder; runs/<data>-<algorithm>-<space>-<time> when not given."""
+    resume: bool = False
+    """Go on with the run in --out; settings that are not given are the stored ones."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    config: Path | None = None
+    """YAML of settings; options on the command line win over it."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Train networks from scratch on a distilled set and on real images of the same number, and compare."""
+
+    run: Positional[Path]
+    """Output folder of a distillation."""
+    data: Positional[str | None] = None
+    """Data set to test on; the one that was distilled when not given."""
+    protocol: str = "glad-hard"
+    """"glad-hard" (1,000 epochs) or "quick"."""
+    networks: tuple[str, ...] | None = None
+    """Networks to train; the protocol's when not given."""
+    repeats: int = 5
+    """Trainings of each network on each set."""
+    epochs: int | None = None
+    """Epochs; the protocol's when not given."""
+    baselines: tuple[str, ...] = ("random", "kmeans")
+    """Sets of real images to compare with."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    seed: int = 0
+    """Everything random follows from it."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
+class ExpertsCommand:
+    """Train expert trajectories for trajectory matching and store them as safetensors."""
+
+    out: Path
+    """Folder of the trajectories; those that are there already are kept."""
+    data: Positional[str] = "builtin"
+    """Folder or zip of images, one folder per class."""
+    resolution: int = 32
+    """Image side in pixels."""
+    network: str = "ConvNet"
+    """Network to train."""
+    width: int | None = None
+    """Its width."""
+    num_experts: int = 100
+    """Trajectories in all."""
+    epochs: int = 15
+    """Epochs of each."""
+    lr: float = 0.01
+    """Learning rate (SGD)."""
+    batch_size: int = 256
+    """Images a step."""
+    augment: bool = True
+    """Differentiable augmentation (DSA) of every batch."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    seed: int = 0
+    """Everything random follows from it."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Copy a distilled set out of a run, with a README that says how to load it."""
+
+    run: Positional[Path]
+    """Output folder of a distillation."""
+    to: Path
+    """New folder."""
+    format: str = "imagefolder"
+    """"imagefolder" (PNG files by class) or "safetensors"."""
+    overwrite: bool = False
+    """Replace what is in --to."""
+
+
+@dataclass(frozen=True)
+class PriorTrainCommand:
+    """Train a latent diffusion model on your own images: a KL first stage, then a class-conditional U-Net."""
+
+    out: Path
+    """Folder of the training; the prior itself goes to OUT/prior."""
+    data: Positional[str] = "builtin"
+    """Folder or zip of images, one folder per class, or a folder of IDX files (MNIST family)."""
+    training: Flat[PriorTraining] = field(default_factory=PriorTraining)
+    resume: bool = False
+    """Go on with the training in --out."""
+    sample_every: int = 500
+    """Denoiser steps between two grids of samples."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
+class InfoCommand:
+    """Print versions, devices and names; with --budget, the memory plan of a distillation."""
+
+    budget: str | None = None
+    """Memory for activations, such as "8GB": print the plan for it without running."""
+    prior: str = "builtin"
+    """Prior of the plan."""
+    resolution: int | None = None
+    """Image side in pixels; the prior's own when not given."""
+    steps: int | None = None
+    """Steps of the chain."""
+    ipc: int = 1
+    """Images per class."""
+    num_classes: int = 10
+    """Classes."""
+    algorithm: str = "dc"
+    """dc, dm or mtt."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return 0, 2 for an error with a message, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ld3m").setLevel(logging.INFO)
+    if argv[:1] == ["prior"]:
+        argv = [" ".join(argv[:2]), *argv[2:]]
+    command = _COMMANDS.get(argv[0]) if argv else None
+    if command is None:
+        is_help = not argv or argv[0] in ("-h", "--help")
+        print(_USAGE if is_help else f"ld3m: no command {argv[0]!r}\n\n{_USAGE}", file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else 2
+    try:
+        command(argv[1:])
+    except Ld3mError as error:
+        print(f"ld3m: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(command: type[_Command], argv: list[str], default: _Command | None = None) -> _Command:
+    name = {v: k for k, v in _PARSED.items()}[command]
+    more = {} if default is None else {"default": default}
+    return tyro.cli(command, prog=f"ld3m {name}", args=argv, **more)
+
+
+def _distill(argv: list[str]) -> None:
+    from ld3m.distillation import distill
+    from ld3m.evaluation import Report
+
+    first = _parse(DistillCommand, argv)
+    file, stored_data = _base_settings(first)
+    base = build(file)
+    # Parsed again with the file's or run's values as defaults: what then differs was said on the command line.
+    command = _parse(DistillCommand, argv, DistillCommand(settings=base))
+    said = {
+        f.name: getattr(command.settings, f.name)
+        for f in dataclasses.fields(DistillConfig)
+        if getattr(command.settings, f.name) != getattr(base, f.name)
+    }
+    data = command.data or stored_data or "builtin"
+    out = command.out or _default_folder(data, command.settings)
+    try:
+        result = distill(
+            data,
+            out=out,
+            resume=command.resume,
+            overwrite=command.overwrite,
+            progress=not command.quiet,
+            **(said if command.resume else file | said),
+        )
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with: ld3m distill --out {shlex.quote(str(out))} --resume", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"\n{len(result.images)} images of {len(result.class_names)} classes in {out}")
+    path = out / "evaluation.json"
+    if path.is_file():
+        print(Report.from_json(path.read_text(encoding="utf-8")).table())
+
+
+def _base_settings(command: DistillCommand) -> tuple[dict[str, object], str | None]:
+    """Return the settings beneath the command line, and the data they name: of --config, or of the resumed run."""
+    path = command.config
+    if command.resume:
+        if command.config is not None:
+            raise ConfigError("config and resume exclude each other: a resumed run has its settings already")
+        path = None if command.out is None else command.out / "config.yaml"
+        if path is None or not path.is_file():
+            return {}, None
+    settings = {} if path is None else read_yaml(path)
+    data = settings.pop("data", None)
+    return settings, None if data is None else str(data)
+
+
+def _default_folder(data: str, settings: DistillConfig) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(data).stem}-{settings.algorithm}-{settings.space}-{stamp}"
+
+
+def _evaluate(argv: list[str]) -> None:
+    from ld3m.evaluation import evaluate
+    from ld3m.result import load
+
+    command = _parse(EvaluateCommand, argv)
+    data = command.data or str(load(command.run).config.get("data", "builtin"))
+    options = {k: v for k, v in vars(command).items() if k not in ("run", "data", "quiet")}
+    print(evaluate(command.run, data, **options, progress=not command.quiet).table())
+
+
+def _experts(argv: list[str]) -> None:
+    from ld3m.data import load
+    from ld3m.experts import train_experts
+
+    command = _parse(ExpertsCommand, argv)
+    dataset = load(command.data, resolution=command.resolution, seed=command.seed)
+    options = {k: v for k, v in vars(command).items() if k not in ("out", "data", "resolution", "quiet")}
+    train_experts(dataset, command.out, **options, progress=not command.quiet)
+    print(f"{command.num_experts} experts in {command.out}")
+
+
+def _export(argv: list[str]) -> None:
+    from ld3m.exporting import export
+
+    command = _parse(ExportCommand, argv)
+    print(f"exported to {export(command.run, command.format, command.to, overwrite=command.overwrite)}")
+
+
+def _train_prior(argv: list[str]) -> None:
+    from ld3m.data import load
+    from ld3m.priors.train import train_prior
+
+    command = _parse(PriorTrainCommand, argv)
+    dataset = load(command.data, resolution=command.training.resolution, seed=command.training.seed)
+    folder = train_prior(
+        dataset,
+        command.out,
+        command.training,
+        device=command.device,
+        resume=command.resume,
+        sample_every=command.sample_every,
+        progress=not command.quiet,
+    )
+    print(f"prior in {folder}; use it with: ld3m distill {command.data} --prior {folder}")
+
+
+def _info(argv: list[str]) -> None:
+    import torch
+
+    from ld3m import networks
+    from ld3m.evaluation import PROTOCOLS
+    from ld3m.finishing import versions
+    from ld3m.memory import plan_memory
+    from ld3m.priors import NAMES, load_prior
+
+    command = _parse(InfoCommand, argv)
+    cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    lines = {
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *cuda]),
+        "priors": ", ".join(NAMES) + ", a CompVis .ckpt, a diffusers folder, a hub id",
+        "networks": ", ".join(networks.NAMES),
+        "protocols": ", ".join(PROTOCOLS),
+    }
+    for name, text in lines.items():
+        print(f"{name:10} {text}")
+    if command.budget is None:
+        return
+    prior = load_prior(command.prior)
+    config = resolve(build({"prior": command.prior, "ipc": command.ipc, "resolution": command.resolution,
+                            "algorithm": command.algorithm, "steps": command.steps}), prior.native_resolution)  # fmt: skip
+    plan = plan_memory(prior, resolution=config.resolution, steps=config.steps, ipc=config.ipc,
+                       num_classes=command.num_classes, algorithm=config.algorithm, budget=command.budget)  # fmt: skip
+    print(f"{'plan':10} {plan}")
+
+
+_PARSED: dict[str, type] = {
+    "distill": DistillCommand,
+    "evaluate": EvaluateCommand,
+    "experts": ExpertsCommand,
+    "prior train": PriorTrainCommand,
+    "export": ExportCommand,
+    "info": InfoCommand,
+}
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "experts": _experts,
+    "prior train": _train_prior,
+    "export": _export,
+    "info": _info,
+}

@@ -1,0 +1,235 @@
+"""Settings of a distillation: what a user may say, named presets for the rest, and checks of both."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import UnionType
+
+import yaml
+
+from ld3m.errors import ConfigError
+
+ALGORITHMS = ("dc", "dm", "mtt")
+SPACES = ("ld3m", "autoencoder", "pixel")
+METRICS = ("layerwise-cosine", "mse", "cosine")
+LEARNABLE = ("latents", "conditioning")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Settings of `ld3m.distill` and `ld3m distill`. None means: as the preset says."""
+
+    prior: str = "builtin"
+    """Frozen generator: "builtin", "random:NAME", a CompVis .ckpt, a diffusers folder or a hub id."""
+    prior_config: str | None = None
+    """YAML of a CompVis checkpoint; not needed for cin256-v2 and the unconditional FFHQ model."""
+    preset: str | None = None
+    """Defaults by name: "builtin" (small images, CPU; the default below 128 px), "paper" or "released"."""
+    algorithm: str = "dc"
+    """Matching: gradients "dc", features "dm", trajectories "mtt"."""
+    space: str = "ld3m"
+    """What is optimised: latents through the reverse chain "ld3m", through the decoder "autoencoder", "pixel"s."""
+    ipc: int = 1
+    """Synthetic images per class."""
+    resolution: int | None = None
+    """Image side in pixels; the prior's own when not given."""
+    iterations: int | None = None
+    """Optimiser steps."""
+    steps: int | None = None
+    """Steps T of the reverse chain, 1 to 1000."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1 evaluates the denoiser once a step instead of twice."""
+    injection: str = "x0"
+    """Skip into every step: "x0" (released code), "mean" (eq. 6 of the paper), "none"."""
+    schedule: str = "linear"
+    """Weight of the skip over the steps: linear, cosine, quadratic, exponential."""
+    noise: str = "fresh"
+    """Noise of the chain's start: "fresh" every iteration, or "fixed"."""
+    learn: tuple[str, ...] = LEARNABLE
+    """What is optimised, of "latents" and "conditioning"."""
+    init: str = "real"
+    """Start of the latents: "real" images encoded, "noise", or the folder of a distilled set."""
+    init_conditioning: str = "class"
+    """Start of the conditioning: "class" embedding, "normal" noise, "null" embedding."""
+    class_ids: tuple[int, ...] | None = None
+    """The prior's class for each class of the data, in label order; matched by name when not given."""
+    latent_size: int | None = None
+    """Side of the latents; decoded images are then resized to `resolution`."""
+    network: str = "ConvNet"
+    """Network whose gradients, features or trajectories are matched."""
+    width: int | None = None
+    """Its width."""
+    metric: str = "layerwise-cosine"
+    """Distance of gradients (dc): "layerwise-cosine", "mse", "cosine"."""
+    lr: float | None = None
+    """Learning rate of latents and conditioning (SGD, momentum 0.5)."""
+    real_batch: int | None = None
+    """Real images a class and iteration."""
+    augment: bool = True
+    """Differentiable siamese augmentation (DSA)."""
+    experts: str | None = None
+    """Folder of expert trajectories (mtt); trained as the preset says when not given."""
+    num_experts: int | None = None
+    """Experts to train (mtt)."""
+    expert_training_epochs: int | None = None
+    """Epochs of an expert (mtt)."""
+    expert_epochs: int | None = None
+    """Epochs between the student's start and its target (mtt)."""
+    max_start_epoch: int | None = None
+    """The start epoch is drawn below this one (mtt)."""
+    student_steps: int | None = None
+    """SGD steps of the student (mtt)."""
+    student_lr: float = 0.01
+    """First learning rate of the student, which is learnt as well (mtt)."""
+    unroll: str = "exact"
+    """Gradient through the student: "exact", or "tesla", which leaves out second-order terms (mtt)."""
+    memory_budget: str | None = None
+    """Memory for activations, such as "8GB"; a share of the machine's when not given."""
+    retain: float | None = None
+    """Fraction of the chain's evaluations whose activations are kept, 0 to 1; planned when not given."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    dtype: str | None = None
+    """Precision of the prior's weights: "float32", "bfloat16", "float64"."""
+    seed: int = 0
+    """Everything random follows from it."""
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    strict: bool = False
+    """Refuse images that cannot be read instead of skipping them with a count."""
+    evaluate: str | None = None
+    """Protocol run at the end: "quick", "glad-hard", "none"."""
+
+    def __post_init__(self) -> None:
+        for name in ("learn", "class_ids"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        one_of(self.algorithm, "algorithm", ALGORITHMS)
+        one_of(self.space, "space", SPACES)
+        one_of(self.metric, "metric", METRICS)
+        one_of(self.noise, "noise", ("fresh", "fixed"))
+        one_of(self.unroll, "unroll", ("exact", "tesla"))
+        one_of(self.init_conditioning, "init_conditioning", ("class", "normal", "null"))
+        if not self.learn or not set(self.learn) <= set(LEARNABLE):
+            raise ConfigError(f"learn names one or both of {', '.join(LEARNABLE)}; got {list(self.learn)}")
+        if self.preset is not None:
+            one_of(self.preset, "preset", tuple(PRESETS))
+        if self.dtype is not None:
+            one_of(self.dtype, "dtype", ("float32", "bfloat16", "float64"))
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}")
+        if self.steps is not None and self.steps > 1000:
+            raise ConfigError(f"steps is a whole number from 1 to 1000, got {self.steps}")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"lr is above 0, got {self.lr!r}")
+        if self.retain is not None and not 0 <= self.retain <= 1:
+            raise ConfigError(f"retain is a fraction from 0 to 1, got {self.retain!r}")
+
+
+_AT_LEAST_ONE = (
+    "ipc", "resolution", "iterations", "steps", "latent_size", "width", "real_batch", "num_experts",
+    "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
+)  # fmt: skip
+
+# Learning rates by algorithm; a number in `pixel_lr` replaces it in pixel space, where the scale is another.
+PRESETS: dict[str, dict[str, object]] = {
+    # Sized for five minutes, evaluation included, on two CPU cores; found in benchmarks/NOTES.md.
+    "builtin": {
+        "lr": {"dc": 0.1, "dm": 0.1, "mtt": 100.0},
+        "pixel_lr": {"dc": 0.1, "dm": 1.0, "mtt": 100.0},
+        "iterations": {"dc": 60, "dm": 60, "mtt": 60},
+        "steps": 10, "width": 64, "real_batch": 32, "num_experts": 4, "expert_training_epochs": 6,
+        "expert_epochs": 2, "max_start_epoch": 4, "student_steps": 10, "evaluate": "quick",
+    },
+    # arXiv 2403.03881, supplement.
+    "paper": {
+        "lr": {"dc": 1e-3, "dm": 1e-2, "mtt": 10.0},
+        "pixel_lr": {},
+        "iterations": 5000, "steps": 10, "width": 128, "real_batch": 256, "num_experts": 5000,
+        "expert_training_epochs": 15, "expert_epochs": 3, "max_start_epoch": 5, "student_steps": 20,
+        "evaluate": "glad-hard",
+    },
+    # Defaults of the released code's command line.
+    "released": {
+        "lr": {"dc": 0.1, "dm": 1.0, "mtt": 1000.0},
+        "pixel_lr": {},
+        "iterations": 10000, "steps": 10, "width": 128, "real_batch": 256, "num_experts": 5000,
+        "expert_training_epochs": 15, "expert_epochs": 2, "max_start_epoch": 2, "student_steps": 10,
+        "evaluate": "glad-hard",
+    },
+}  # fmt: skip
+
+
+def resolve(config: DistillConfig, native_resolution: int) -> DistillConfig:
+    """Fill what was left to the preset: every setting that decides the outcome is then a value."""
+    resolution = config.resolution or native_resolution
+    name = config.preset or ("builtin" if resolution < 128 else "paper")
+    preset = dict(PRESETS[name])
+    pixel_lr = preset.pop("pixel_lr")
+    if name == "paper" and resolution >= 256:
+        preset |= {"iterations": 10000, "steps": 20}
+    filled = {key: value[config.algorithm] if isinstance(value, Mapping) else value for key, value in preset.items()}
+    if config.space == "pixel":
+        filled["lr"] = pixel_lr.get(config.algorithm, filled["lr"])
+    filled |= {"preset": name, "resolution": resolution, "dtype": "float32"}
+    return replace(config, **{key: value for key, value in filled.items() if getattr(config, key) is None})
+
+
+def one_of(value: str, argument: str, valid: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of the valid names; the nearest one is suggested."""
+    if value not in valid:
+        near = difflib.get_close_matches(str(value), valid, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{argument} is one of {', '.join(valid)}; got {value!r}{hint}")
+
+
+def build(settings: Mapping[str, object], base: DistillConfig | None = None) -> DistillConfig:
+    """Make a config from named settings on top of `base`; unknown names and wrong types are refused."""
+    known = {field.name: field for field in fields(DistillConfig)}
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise ConfigError(f"{name!r} is not a setting of distill{hint}")
+        if not _fits(value, known[name].type):
+            expected = getattr(known[name].type, "__name__", known[name].type)
+            raise ConfigError(f"{name} is {expected}, got {value!r}")
+    return replace(base or DistillConfig(), **settings)
+
+
+def _fits(value: object, annotation: type | UnionType) -> bool:
+    kinds = {typing.get_origin(kind) or kind for kind in typing.get_args(annotation) or (annotation,)}
+    if isinstance(value, bool):
+        return bool in kinds
+    wider = {float: (int, float), tuple: (tuple, list)}  # a YAML file has lists, and writes 3.0 as 3
+    return any(isinstance(value, wider.get(kind, kind)) for kind in kinds)
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """Read settings from a YAML file of plain values; nothing in it is executed."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read ({error}); check the path") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not plain YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path} holds names and values (name: value), got {type(content).__name__}")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def to_yaml(config: DistillConfig, **more: object) -> str:
+    """Write a config, and what else belongs beside it, as YAML."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump({**more, **plain}, sort_keys=False)
+
+
+def differences(stored: DistillConfig, given: DistillConfig) -> list[str]:
+    """List "name stored → given" for every setting in which two configs differ."""
+    pairs = [(field.name, getattr(stored, field.name), getattr(given, field.name)) for field in fields(DistillConfig)]
+    return [f"{name} {old!r} → {new!r}" for name, old, new in pairs if old != new]

@@ -1,0 +1,119 @@
+"""The gradient primitive: derivatives of functions of weight gradients, without a graph of a graph.
+
+For D(g) with g = ∇_θ ℓ(θ, x) and v = ∂D/∂g, the directional derivative s(θ, x; v) = d/dt ℓ(θ + t v, x) at t = 0 has
+∂D/∂x = ∇_x s and ∂D/∂θ = ∇_θ s. Mixed derivatives commute, so both are d/dt of the first-order gradients
+(∇_x ℓ, ∇_θ ℓ)(θ + t v, x), and s is d/dt of ℓ: a forward-mode pass over an ordinary backward pass (Pearlmutter 1994).
+The other order, a backward pass over a forward-mode one, keeps more in memory, and torch 2.13 gets it wrong without a
+word for layer norm and for batch norm in train mode.
+
+Weights are explicit: dictionaries of detached tensors by parameter name. A network with active dropout draws its masks
+from torch's global generators, as always; `rng_state` and `replayed` give a second pass the masks of the first.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call, grad_and_value, jvp
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(network: nn.Module) -> Weights:
+    """Return the network's parameters, detached: whatever their `requires_grad`, nothing here writes their `.grad`."""
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def buffers_of(network: nn.Module) -> Weights:
+    """Return copies of the network's buffers, for batch norm in train mode to write its running statistics into."""
+    return {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+
+def cross_entropy(network: nn.Module, weights: Weights, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy ℓ of the network with these weights."""
+    logits = functional_call(network, {**weights, **buffers_of(network)}, (images,))
+    return F.cross_entropy(logits, labels)
+
+
+def gradient(
+    network: nn.Module, weights: Weights, images: Tensor, labels: Tensor, names: Iterable[str] | None = None
+) -> Weights:
+    """Return ∇_θ ℓ for the weights in `names`, by default for all."""
+    leaves = {name: weights[name].detach().requires_grad_() for name in (weights if names is None else names)}
+    with torch.enable_grad():
+        loss = cross_entropy(network, {**weights, **leaves}, images, labels)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
+
+
+def directional(
+    network: nn.Module,
+    weights: Weights,
+    direction: Weights,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    in_weights: bool = False,
+) -> tuple[Tensor, Tensor, Weights | None]:
+    """Return s = ⟨∇_θ ℓ, direction⟩, ∇_x s and, with `in_weights`, ∇_θ s for the weights in `direction`, else None."""
+
+    def first_order(moved: Weights) -> tuple[tuple[Tensor, Weights] | Tensor, Tensor]:
+        def loss(images: Tensor, moved: Weights) -> Tensor:
+            return cross_entropy(network, {**weights, **moved}, images, labels)
+
+        return grad_and_value(loss, argnums=(0, 1) if in_weights else 0)(images, moved)
+
+    with torch.no_grad():  # nothing outside the transforms records the pass
+        _, (gradients, slope) = jvp(first_order, ({name: weights[name] for name in direction},), (direction,))
+    return (slope, *gradients) if in_weights else (slope, gradients, None)
+
+
+def with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """Return `value` as a function of `inputs` whose gradients are known already.
+
+    Args:
+        value: the loss, a scalar or one per row of the inputs.
+        gradients: like `inputs`, each entry the derivative of the loss of its row.
+    """
+    return _Known.apply(value, gradients, *inputs)
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        rows = [cotangent.reshape(cotangent.shape + (1,) * (g.ndim - cotangent.ndim)) for g in ctx.saved_tensors]
+        return None, None, *(row * g for row, g in zip(rows, ctx.saved_tensors, strict=True))
+
+
+RngState = tuple[Tensor, list[int], list[Tensor]]
+
+
+def rng_state(network: nn.Module, images: Tensor) -> RngState | None:
+    """Return the state of torch's global generators if the network has active dropout, else None."""
+    if not any(isinstance(module, _DropoutNd) and module.training and module.p > 0 for module in network.modules()):
+        return None
+    return torch.get_rng_state(), *get_device_states(images)
+
+
+@contextlib.contextmanager
+def replayed(state: RngState | None) -> Iterator[None]:
+    """Draw inside the block what was drawn after `rng_state`, and leave the global generators as they are."""
+    if state is None:
+        yield
+        return
+    cpu, devices, states = state
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(cpu)
+        set_device_states(devices, states)
+        yield

@@ -1,0 +1,105 @@
+"""The networks that train on distilled images: small classifiers with the parameters of the GLaD and LD3M code."""
+
+import difflib
+import re
+from functools import partial
+
+import torch
+from torch import nn
+
+from ld3m.errors import ConfigError
+from ld3m.networks.alexnet import AlexNet
+from ld3m.networks.convnet import ConvNet
+from ld3m.networks.initialise import initialise
+from ld3m.networks.resnet import ResNet18
+from ld3m.networks.vgg import VGG11
+from ld3m.networks.vit import ViT
+
+__all__ = ["NAMES", "blueprint", "build", "initialise"]
+
+# name: constructor, options of `build` that it takes
+_TABLE = {
+    "ConvNet": (ConvNet, {"width", "depth", "norm"}),
+    "AlexNet": (AlexNet, set()),
+    "VGG11": (VGG11, set()),
+    "ResNet18": (ResNet18, set()),
+    "ViT": (ViT, {"depth"}),
+    "AlexNetCIFAR": (AlexNet, set()),
+    "VGG11CIFAR": (partial(VGG11, cifar=True), set()),
+    "ResNet18CIFAR": (ResNet18, set()),
+    "ViTCIFAR": (partial(ViT, patch=4, depth=6, layer_norm=True), {"depth"}),
+}
+NAMES = tuple(_TABLE)
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    resolution: int,
+    width: int | None = None,
+    depth: int | None = None,
+    norm: str = "instancenorm",
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Build a network with fresh weights on the CPU, in train mode.
+
+    Args:
+        name: one of `NAMES`; a suffix such as `-w0.5` multiplies all widths. At 32 px AlexNet, VGG11, ResNet18 and ViT
+            stand for their CIFAR versions, which exist at that resolution alone.
+        resolution: images are (B, 3, resolution, resolution).
+        width, depth, norm: of ConvNet; ViT takes `depth` as well.
+        generator: a CPU generator for the weights; None draws from torch's global one.
+
+    Returns:
+        A module with `forward(images)` -> (B, num_classes) and `embed(images)` -> (B, features).
+
+    Raises:
+        ConfigError: an unknown name, a resolution or an option that the network does not take.
+    """
+    network = blueprint(name, num_classes=num_classes, resolution=resolution, width=width, depth=depth, norm=norm)
+    return initialise(network.to_empty(device="cpu"), generator)
+
+
+def blueprint(
+    name: str,
+    *,
+    num_classes: int,
+    resolution: int,
+    width: int | None = None,
+    depth: int | None = None,
+    norm: str = "instancenorm",
+) -> nn.Module:
+    """Build a network on the meta device: names and shapes of the parameters, no memory. Arguments as in `build`."""
+    base, scale = _parse(name)
+    cifar = f"{base}CIFAR"
+    if resolution == 32 and cifar in _TABLE:
+        base = cifar
+    if base.endswith("CIFAR") and resolution != 32:
+        raise ConfigError(f"{base} is for 32 px alone, got resolution={resolution}; take {base.removesuffix('CIFAR')}")
+    if num_classes < 1:
+        raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
+    constructor, known = _TABLE[base]
+    options = {"width": width, "depth": depth, "norm": None if norm == "instancenorm" else norm}
+    options = {option: value for option, value in options.items() if value is not None}
+    if refused := options.keys() - known:
+        raise ConfigError(
+            f"{name} takes no {', '.join(sorted(refused))}; leave it out, or scale all widths by the name: {base}-w0.5"
+        )
+    with torch.device("meta"):
+        return constructor(num_classes, resolution, scale=scale, **options)
+
+
+def _parse(name: str) -> tuple[str, float]:
+    """Split a name such as "AlexNet-w0.5" into table entry and width factor."""
+    base, _, suffix = name.partition("-")
+    scale = 1.0
+    if suffix:
+        number = re.fullmatch(r"w(\d+\.?\d*|\.\d+)", suffix)
+        scale = float(number[1]) if number else 0.0
+    if base in _TABLE and scale > 0:
+        return base, scale
+    spelt = {known.lower(): known for known in NAMES}
+    close = difflib.get_close_matches(base.lower(), spelt, n=1, cutoff=0.4)
+    hint = f"; did you mean {spelt[close[0]]}?" if close else "."
+    raise ConfigError(f"unknown network {name!r}{hint} Known: {', '.join(NAMES)}, each also with a suffix like -w0.5")

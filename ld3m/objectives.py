@@ -1,0 +1,150 @@
+"""One iteration of matching: render, compare with real images, back-propagate into the space's parameters."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ld3m import networks, seeds
+from ld3m.config import DistillConfig
+from ld3m.data import Dataset
+from ld3m.experts import Experts
+from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss
+from ld3m.spaces import Space
+
+
+class Objective(Protocol):
+    """What the loop calls once an iteration.
+
+    `parameters` are what the objective itself learns beside the space's, as (name, tensor, learning rate).
+    """
+
+    parameters: list[tuple[str, Tensor, float]]
+
+    def backward(self, iteration: int) -> float:
+        """Add this iteration's gradient to the parameters; return its loss."""
+
+
+class ClassMatching:
+    """Gradient (DC) or feature (DM) matching, a few classes at a time.
+
+    Both losses are sums over classes, so that the classes in flight are rendered with their activations, matched,
+    back-propagated and freed before the next ones are met.
+    """
+
+    def __init__(
+        self, space: Space, dataset: Dataset, config: DistillConfig, *, classes_in_flight: int, device: torch.device
+    ) -> None:
+        self.space, self.dataset, self.config, self.device = space, dataset, config, device
+        self.classes_in_flight = classes_in_flight
+        self.parameters: list[tuple[str, Tensor, float]] = []
+        indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
+        self._real_batch = min(config.real_batch, *(len(index) for index in indices))
+        self._indices = indices
+
+    def backward(self, iteration: int) -> float:
+        network = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
+        network = network.to(self.device).train()
+        total = 0.0
+        for labels in torch.arange(self.dataset.train.num_classes).split(self.classes_in_flight):
+            rows = rows_of(labels, self.config.ipc)
+            rendered = self.space.render(rows.to(self.device), (iteration,))
+            synthetic = self.dataset.normalise(rendered).unflatten(0, (len(labels), self.config.ipc))
+            real = torch.stack([self._real(iteration, label) for label in labels.tolist()])  # (C, R, 3, H, W)
+            if self.config.augment:
+                real, synthetic = self._augmented(iteration, labels.tolist(), real, synthetic)
+            if self.config.algorithm == "dc":
+                losses = dc_loss(network, real, synthetic, labels.to(self.device), metric=self.config.metric)
+            else:
+                losses = dm_loss(network, real, synthetic)
+            losses.sum().backward()
+            total += losses.sum().item()
+        return total
+
+    def _real(self, iteration: int, label: int) -> Tensor:
+        draw = seeds.generator(self.config.seed, "real", iteration, label)
+        index = self._indices[label]
+        picks = index[torch.randperm(len(index), generator=draw)[: self._real_batch]]
+        return self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
+
+    def _augmented(
+        self, iteration: int, labels: list[int], real: Tensor, synthetic: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Augment both sides of a class by one draw (siamese)."""
+        draws = [
+            dsa.draw(seeds.generator(self.config.seed, "augment", iteration, label), 1, real.shape[-1], shared=True)
+            for label in labels
+        ]
+        real = torch.stack([dsa.apply(images, draw) for images, draw in zip(real, draws, strict=True)])
+        synthetic = torch.stack([dsa.apply(images, draw) for images, draw in zip(synthetic, draws, strict=True)])
+        return real, synthetic
+
+
+class TrajectoryMatching:
+    """Trajectory matching (MTT): needs all images at once, and learns the student's learning rate as well."""
+
+    STUDENT_LR_LR = 1e-6  # README of the released code; SGD with the same momentum as the latents
+
+    def __init__(
+        self, space: Space, dataset: Dataset, config: DistillConfig, *, experts: Experts, device: torch.device
+    ) -> None:
+        self.space, self.dataset, self.config, self.experts, self.device = space, dataset, config, experts, device
+        student_lr = torch.tensor(config.student_lr, device=device, requires_grad=True)
+        self.parameters = [("student_lr", student_lr, self.STUDENT_LR_LR)]
+        self._labels = torch.arange(dataset.train.num_classes, device=device).repeat_interleave(config.ipc)
+        self._network = _network(config, dataset, seeds.generator(config.seed, "student")).to(device).train()
+
+    def backward(self, iteration: int) -> float:
+        config = self.config
+        draw = seeds.generator(config.seed, "trajectory", iteration)
+        expert = int(torch.randint(len(self.experts), (), generator=draw))
+        epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
+        start, target = self.experts.pair(expert, epoch, config.expert_epochs)
+        rendered = self.space.render(torch.arange(len(self._labels), device=self.device), (iteration,))
+        batches = list(self._batches(draw))
+
+        def augment(images: Tensor, step: int) -> Tensor:
+            return dsa.augment(images, seeds.generator(config.seed, "augment", iteration, step))
+
+        loss = mtt_loss(
+            self._network,
+            [tensor.to(self.device) for tensor in start],
+            [tensor.to(self.device) for tensor in target],
+            self.dataset.normalise(rendered),
+            self._labels,
+            self.parameters[0][1],
+            batches,
+            unroll=config.unroll,
+            augment=augment if config.augment else None,
+        )
+        loss.backward()
+        return loss.item()
+
+    def _batches(self, draw: torch.Generator) -> Iterator[Tensor]:
+        """Yield the student's batches: permutations of all images, at most 256 at once."""
+        num_images, drawn = len(self._labels), []
+        for _ in range(self.config.student_steps):
+            if not drawn:
+                drawn = list(torch.randperm(num_images, generator=draw).split(256))
+            yield drawn.pop().to(self.device)
+
+
+def rows_of(labels: Tensor, ipc: int) -> Tensor:
+    """Return the rows of the images of these classes, class-major."""
+    return (labels[:, None] * ipc + torch.arange(ipc)).flatten()  # (C,) -> (C · ipc,)
+
+
+def _network(config: DistillConfig, dataset: Dataset, draw: torch.Generator) -> torch.nn.Module:
+    return networks.build(
+        config.network,
+        num_classes=dataset.train.num_classes,
+        resolution=dataset.resolution,
+        width=network_width(config),
+        generator=draw,
+    )
+
+
+def network_width(config: DistillConfig) -> int | None:
+    """Return the width to build the network with; only ConvNet takes one, the others scale by their name."""
+    return config.width if config.network.startswith("ConvNet") else None

@@ -1,0 +1,250 @@
+"""From settings to everything an iteration needs, checked before the first second of work."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ld3m import config as configuration
+from ld3m import data as data_room
+from ld3m import networks, result, seeds
+from ld3m.config import DistillConfig
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError
+from ld3m.experts import load_experts, train_experts
+from ld3m.memory import Plan, plan_memory
+from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching, network_width
+from ld3m.priors import Prior, load_prior
+from ld3m.priors.classes import match_classes
+from ld3m.runs import RunFolder
+from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A distillation ready to run. `config` is resolved: it says everything that decides the outcome."""
+
+    config: DistillConfig
+    data_name: str
+    dataset: Dataset
+    space: Space
+    plan: Plan | None
+    folder: RunFolder | None
+    device: torch.device
+
+    def stored_settings(self) -> dict[str, object]:
+        """Return what is stored with the distilled set: nothing that differs between equal runs."""
+        settings = dataclasses.asdict(self.config)
+        return {"data": self.data_name, **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}}
+
+
+def prepare(
+    data: object, settings: Mapping[str, object], *, out: str | Path | None, resume: bool, overwrite: bool
+) -> Job:
+    """Check settings, folder, prior and data, in this order, and build what the loop needs."""
+    if out is None and (resume or overwrite):
+        raise ConfigError("resume and overwrite need out=, the folder of the run")
+    folder = None if out is None else RunFolder(Path(out), resume=resume, overwrite=overwrite)
+    settings, prior = _split_prior(dict(settings))
+    data_name = str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
+    config = _config(folder, data_name, settings)
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    prior = load_prior(
+        prior or config.prior,
+        device=device,
+        dtype=getattr(torch, config.dtype or "float32"),
+        **({"config": config.prior_config} if config.prior_config else {}),
+    )
+    config = configuration.resolve(config, prior.native_resolution)
+    _check(config, prior)
+    dataset = data_room.load(
+        data, resolution=config.resolution, holdout=config.holdout, strict=config.strict, seed=config.seed
+    )
+    dataset.train.require_per_class(config.ipc, "--ipc")
+    plan = None
+    if config.space != "pixel":
+        plan = _plan(config, prior, dataset)
+        logger.info("%s", plan)
+        config = replace(config, retain=plan.retain if config.retain is None else config.retain)
+    space = _space(config, prior, dataset, plan, device)
+    if folder is not None:
+        folder.start(data_name, config)
+    return Job(config, data_name, dataset, space, plan, folder, device)
+
+
+def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | None]:
+    """Take a loaded prior out of the settings; its name stands for it in what is stored."""
+    prior = settings.get("prior")
+    if not isinstance(prior, Prior):
+        return settings, None
+    return settings | {"prior": prior.name}, prior
+
+
+def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, object]) -> DistillConfig:
+    if folder is None or not folder.is_resumed:
+        return configuration.build(settings)
+    stored_data, stored = folder.stored()
+    given = configuration.build(settings, base=stored)
+    changed = configuration.differences(stored, given)
+    if data_name != stored_data:
+        changed.insert(0, f"data {stored_data!r} → {data_name!r}")
+    if changed:
+        raise ConfigError(
+            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or start "
+            "anew with another --out"
+        )
+    return stored
+
+
+def _check(config: DistillConfig, prior: Prior) -> None:
+    """Refuse what can be refused before any data is read."""
+    from ld3m.chain import chain_table
+    from ld3m.evaluation.protocols import find
+
+    networks.blueprint(config.network, num_classes=10, resolution=config.resolution)
+    chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
+    if config.evaluate != "none":
+        find(config.evaluate)
+    if config.space != "pixel" and config.resolution % prior.downsample:
+        raise ConfigError(
+            f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
+            f"{config.resolution}"
+        )
+    if config.space == "ld3m" and prior.conditioning_shape is None and "latents" not in config.learn:
+        raise ConfigError(f"{prior.name} is unconditional, so learn needs 'latents'; got {list(config.learn)}")
+    if config.class_ids is not None:
+        match_classes(prior, config.class_ids, [None] * len(config.class_ids), config.class_ids)
+
+
+def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
+    return plan_memory(
+        prior,
+        resolution=config.latent_size * prior.downsample if config.latent_size else config.resolution,
+        steps=config.steps if config.space == "ld3m" else 0,
+        ipc=config.ipc,
+        num_classes=dataset.train.num_classes,
+        algorithm=config.algorithm,
+        budget=config.memory_budget,
+        guidance_scale=config.guidance_scale,
+    )
+
+
+def _space(
+    config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
+) -> Space:
+    images = _initial_images(config, dataset)
+    if config.space == "pixel":
+        return PixelSpace(images.to(device), dataset.mean, dataset.std)
+    chain = None
+    if config.space == "ld3m":
+        chain = ChainSettings(
+            steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            injection=config.injection,
+            schedule=config.schedule,
+            noise=config.noise,
+            retain=config.retain,
+            micro_batch=plan.micro_batch,
+            seed=config.seed,
+        )
+    return LatentSpace(
+        prior,
+        _initial_latents(config, prior, images),
+        _initial_conditioning(config, prior, dataset) if chain else None,
+        learn=config.learn if chain else ("latents",),
+        resolution=config.resolution,
+        chain=chain,
+    )
+
+
+def _initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
+    """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
+    num_classes = dataset.train.num_classes
+    if config.init == "real":
+        draw = seeds.generator(config.seed, "initial images")
+        indices = [dataset.train.of_class(label) for label in range(num_classes)]
+        picks = [index[torch.randperm(len(index), generator=draw)[: config.ipc]] for index in indices]
+        return dataset.train.batch(torch.cat(picks))
+    if config.init == "noise":
+        draw = seeds.generator(config.seed, "initial images")
+        shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
+        noise = torch.randn(shape, generator=draw)
+        return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
+    given = result.load(config.init)
+    if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
+        raise ConfigError(
+            f"init {config.init} holds images {tuple(given.images.shape)}; this run needs {num_classes} classes × "
+            f"{config.ipc} at {config.resolution} px"
+        )
+    return given.images
+
+
+def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor) -> Tensor:
+    side = config.latent_size or config.resolution // prior.downsample
+    shape = (len(images), prior.latent_channels, side, side)
+    if config.init == "noise":
+        return torch.randn(shape, generator=seeds.generator(config.seed, "initial latents")).to(prior.device)
+    size = (side * prior.downsample,) * 2
+    if images.shape[-1] != size[0]:
+        images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(16)])
+
+
+def _initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
+    if prior.conditioning_shape is None:
+        if config.class_ids is not None:
+            raise ConfigError(f"{prior.name} is unconditional: it takes no class_ids; leave them out")
+        return None
+    rows = dataset.train.num_classes * config.ipc
+    if config.init_conditioning == "normal":
+        draw = seeds.generator(config.seed, "initial conditioning")
+        return torch.randn((rows, *prior.conditioning_shape), generator=draw).to(prior.device)
+    if config.init_conditioning == "null":
+        return prior.null_conditioning(rows).float()
+    ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids)
+    return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
+
+
+def objective_of(job: Job, progress: bool) -> Objective:
+    """Build the matching objective; for trajectories without `experts`, train them first."""
+    config, dataset = job.config, job.dataset
+    if config.algorithm != "mtt":
+        in_flight = job.plan.classes_in_flight if job.plan else dataset.train.num_classes
+        return ClassMatching(job.space, dataset, config, classes_in_flight=in_flight, device=job.device)
+    network = {"network": config.network, "width": network_width(config)}
+    experts = config.experts
+    if experts is None:
+        experts = _train_experts(job, network, progress)
+    loaded = load_experts(
+        experts,
+        **network,
+        num_classes=dataset.train.num_classes,
+        resolution=dataset.resolution,
+        epochs=config.max_start_epoch - 1 + config.expert_epochs,
+    )
+    return TrajectoryMatching(job.space, dataset, config, experts=loaded, device=job.device)
+
+
+def _train_experts(job: Job, network: Mapping[str, object], progress: bool) -> Path:
+    """Train what the preset says under the run's folder, or reuse what an interrupted run left there."""
+    if job.folder is None:
+        raise ConfigError("algorithm mtt needs experts=, a folder of trajectories, or out= to train and keep them in")
+    folder = job.folder.path / "experts"
+    train_experts(
+        job.dataset,
+        folder,
+        **network,
+        num_experts=job.config.num_experts,
+        epochs=job.config.expert_training_epochs,
+        augment=job.config.augment,
+        seed=job.config.seed,
+        device=job.device,
+        progress=progress,
+    )
+    return folder

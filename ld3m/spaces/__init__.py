@@ -1,0 +1,7 @@
+"""What is optimised: latents through the chain, latents through the decoder, or pixels."""
+
+from ld3m.spaces.base import Space
+from ld3m.spaces.latent import ChainSettings, LatentSpace
+from ld3m.spaces.pixel import PixelSpace
+
+__all__ = ["ChainSettings", "LatentSpace", "PixelSpace", "Space"]

@@ -1,0 +1,20 @@
+"""What every space offers the loop: parameters to optimise, and images rendered from them."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Space(Protocol):
+    """A differentiable map from a few learnable tensors to images.
+
+    `parameters` are leaves by name, one row an image; only those that require a gradient are optimised.
+    """
+
+    parameters: dict[str, Tensor]
+
+    def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        """Render images (n, 3, H, W) in [0, 1] of the rows (n,) int64; `noise_seed` names the draw of the noise."""
+
+    def project(self) -> None:
+        """Put the parameters back where they are allowed to be, after an optimiser step."""

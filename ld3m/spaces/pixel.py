@@ -1,0 +1,26 @@
+"""Pixels themselves: the baseline without a generator."""
+
+import torch
+from torch import Tensor
+
+
+class PixelSpace:
+    """Images as parameters, in the data set's normalised units, where learning rates are quoted.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        mean, std: (3,) of the data set.
+    """
+
+    def __init__(self, images: Tensor, mean: Tensor, std: Tensor) -> None:
+        self._mean, self._std = mean.view(3, 1, 1).to(images), std.view(3, 1, 1).to(images)
+        self.parameters = {"pixels": ((images - self._mean) / self._std).requires_grad_(True)}
+
+    def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        return (self.parameters["pixels"][rows] * self._std + self._mean).clamp(0, 1)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Clamp to what a picture can show: beyond it, the clamp in `render` would stop the gradient for good."""
+        pixels = self.parameters["pixels"]
+        pixels.copy_(torch.minimum(torch.maximum(pixels, -self._mean / self._std), (1 - self._mean) / self._std))
