@@ -14,7 +14,7 @@ import yaml
 from ld3m import pictures
 from ld3m.errors import ConfigError
 from ld3m.report import read_mapping, score_table
-from ld3m.result import Result, folder_name, load
+from ld3m.result import Result, folder_names, load
 from ld3m.storage import clear_write_errors, save_tensors, write_text
 
 _TENSORS = "images.safetensors"
@@ -44,18 +44,6 @@ def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool =
         loading = _WRITERS[format](result, building)
         write_text(building / "README.md", _card(result, loading))
     return Path(to)
-
-
-def folder_names(class_names: Sequence[str]) -> list[str]:
-    """Return a folder name for each class, all different even where upper and lower case are the same."""
-    names, taken = [], {"readme.md"}
-    for label, class_name in enumerate(class_names):
-        name = folder_name(class_name)
-        while name.casefold() in taken:
-            name += f"-{label}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
 
 
 def _check_target(target: Path, run: Path, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """The outcome of a distillation: images, labels and what made them, in memory and as a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,9 +51,9 @@ class Result:
         The tensors are written last and whole, so that a folder that has them has the rest.
         """
         folder = Path(folder)
-        for label, name in enumerate(self.class_names):
+        for label, name in enumerate(folder_names(self.class_names)):
             for k, image in enumerate(self.images[self.labels == label]):
-                pictures.save_png(folder / "images" / folder_name(name) / f"{k}.png", pictures.to_pillow(image))
+                pictures.save_png(folder / "images" / name / f"{k}.png", pictures.to_pillow(image))
         pictures.save_png(folder / "grid.png", pictures.grid(self.images, max(self.ipc, 10)))
         tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std}
         optional = {"latents": self.latents, "conditioning": self.conditioning}
@@ -91,7 +91,17 @@ def load(folder: str | Path) -> Result:
     )
 
 
-def folder_name(class_name: str) -> str:
-    """Return a class name as a folder name: what no file system takes becomes "-"."""
-    cleaned = "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in class_name).strip(" .")
-    return cleaned or "-"
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """Return a folder name for each class, all different even where upper and lower case are the same.
+
+    What no file system takes becomes "-"; a name that is taken already gets its label behind it.
+    """
+    names, taken = [], {"readme.md"}
+    for label, class_name in enumerate(class_names):
+        cleaned = "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in class_name)
+        name = cleaned.strip(" .") or "-"
+        while name.casefold() in taken:
+            name += f"-{label}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ld3m import exporting, pictures
 from ld3m.errors import CheckpointError, ConfigError, Ld3mError
-from ld3m.exporting import export, folder_names
-from ld3m.result import Result
+from ld3m.exporting import export
+from ld3m.result import Result, folder_names
 from ld3m.storage import load_tensors
 
 NAMES = ("shirt", "a|b <b>", "ankle*boot")
