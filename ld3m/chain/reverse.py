@@ -11,7 +11,9 @@ small, and for a chosen number of (step, image) evaluations the activations of t
 again on the way back. Memory with nothing kept is that of one evaluation, whatever T is.
 """
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -59,6 +61,8 @@ def reverse_chain(
         InputError: a shape, dtype or range is not as above.
     """
     _check(prior, latents, conditioning, noise, retain, micro_batch)
+    if not math.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale is a finite number, got {guidance_scale!r}")
     table = chain_table(prior.alphas_cumprod, steps, injection, schedule)
     is_guided = conditioning is not None and guidance_scale != 1
     can_differentiate = torch.is_grad_enabled()  # not to be seen inside the Function, where it is always off
@@ -73,7 +77,7 @@ def reverse_chain(
         wants_latents=can_differentiate and latents.requires_grad,
         wants_conditioning=can_differentiate and conditioning is not None and conditioning.requires_grad,
     )
-    return _ReverseChain.apply(latents, conditioning, noise, plan)
+    return _ReverseChain.apply(latents, conditioning, noise.detach(), plan)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class _Plan:
         """Cut the images of a step into (block, is kept) pairs; what the backward pass meets first is kept."""
         num_kept = min(max(self.num_kept - step * num_images, 0), num_images)
         edges = [*range(0, num_kept, self.micro_batch), *range(num_kept, num_images, self.micro_batch), num_images]
-        return [(slice(low, high), low < num_kept) for low, high in zip(edges, edges[1:], strict=False)]
+        return [(slice(low, high), low < num_kept) for low, high in pairwise(edges)]
 
 
 class _Evaluation:
@@ -216,7 +220,8 @@ def _check(
 ) -> None:
     if latents.ndim != 4 or latents.shape[1] != prior.latent_channels or len(latents) == 0:
         raise InputError(
-            f"latents are (N, {prior.latent_channels}, h, w), N at least 1, for {prior.name}; got {tuple(latents.shape)}"
+            f"latents are (N, {prior.latent_channels}, h, w), N at least 1, for {prior.name}; "
+            f"got {tuple(latents.shape)}"
         )
     if noise.shape != latents.shape or noise.dtype != latents.dtype:
         raise InputError(

@@ -57,8 +57,8 @@ def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.suffix:
         return folder.load_folder(_download(source), dtype=dtype)
     raise ConfigError(
-        f"prior is one of {', '.join(NAMES)}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; got {source!r}, "
-        "which is neither a name nor a path that is there"
+        f"prior is one of {', '.join(NAMES)}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; "
+        f"got {source!r}, which is neither a name nor a path that is there"
     )
 
 

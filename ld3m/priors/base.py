@@ -95,7 +95,8 @@ class Prior:
         """Move latents to their nearest codes with the identity as gradient; a KL prior returns them unchanged."""
         if not self.is_vq:
             return latents
-        return self.first_stage.quantize(latents.to(self.dtype))[0].to(latents.dtype)
+        codes = self.first_stage.quantize(latents.to(self.dtype) / self.scale_factor)[0]
+        return (codes * self.scale_factor).to(latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, c, h, w) to images (B, 3, f·h, f·w), about [−1, 1] and not clamped; VQ quantises first."""
@@ -106,7 +107,7 @@ class Prior:
         if self.class_embedding is None:
             raise InputError(f"embed needs a class-conditional prior; {self.name} has no classes")
         rows = self.class_embedding.num_embeddings
-        if class_ids.numel() and not (0 <= int(class_ids.min()) and int(class_ids.max()) < rows):
+        if class_ids.numel() and (int(class_ids.min()) < 0 or int(class_ids.max()) >= rows):
             raise InputError(
                 f"class_ids go from 0 to {rows - 1} for {self.name}, got {class_ids.tolist()}; choose ids in that range"
             )

@@ -49,5 +49,6 @@ def _match(prior: Prior, name: str, wnid: str | None) -> int | None:
         known = {known.casefold(): k for k, known in enumerate(prior.class_names)}
         return known.get(name.casefold())
     if prior.num_classes == 1000:
-        return ilsvrc_index(wnid or name)
+        found = (ilsvrc_index(word) for word in (wnid, name) if word)
+        return next((k for k in found if k is not None), None)
     return None

@@ -1,6 +1,7 @@
 """CompVis latent-diffusion checkpoints: a `.ckpt` and its YAML, read without running anything from either."""
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,11 +40,14 @@ def load_compvis(path: Path, config: Path | None, *, dtype: torch.dtype) -> Prio
         first_stage_weights = _convert_first_stage(state, first_stage)
     except (KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{source} does not have the layout its configuration says: {error!r}") from error
+    _check_all_used(state, denoiser_weights | first_stage_weights, source)
     load_weights(denoiser, denoiser_weights, source, dtype)
     load_weights(first_stage, first_stage_weights, source, dtype)
     if embedding is not None:
         load_weights(embedding, {"weight": state[_CLASSES]} if num_embeddings else {}, source, dtype)
     stored = state.get("alphas_cumprod")
+    if stored is not None and stored.shape != shape.alphas_cumprod.shape:
+        raise CheckpointError(f"{source} has alphas_cumprod {tuple(stored.shape)}, expected a schedule of 1,000 steps")
     return Prior(
         name=path.stem,
         first_stage=first_stage,
@@ -84,18 +88,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     stubs = [(type("Inert", (_Inert,), {}), name) for name in inert]
     try:
-        with torch.serialization.safe_globals(stubs):
+        with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on the pickle protocol of a file that is refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        reason = str(error).split("\n")[0][:200]
+        # torch's message wraps what is wrong in advice on how to run the file's code after all.
+        said = str(error).partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or str(error)
+        reason = " ".join(said.split())[:150]
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read as tensors only ({type(error).__name__}: {reason}); "
-            "fetch it again, or convert it to safetensors"
+            f"{path} is not a checkpoint that can be read as tensors only ({reason}); fetch it again from a source you "
+            "trust, or convert it to safetensors"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not any(key.startswith(_UNET) for key in state):
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+    if not any(key.startswith(_UNET) for key in tensors):
         raise CheckpointError(f"{path} holds no latent diffusion model: no tensor is named {_UNET}*")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors
 
 
 def read_yaml(path: Path, num_embeddings: int | None) -> LdmShape:
@@ -107,7 +116,7 @@ def read_yaml(path: Path, num_embeddings: int | None) -> LdmShape:
         autoencoder = first_stage["params"]["ddconfig"]
         kind = "kl" if first_stage["target"].endswith("AutoencoderKL") else "vq"
         is_conditional = bool(unet.get("use_spatial_transformer"))
-        _check_supported(path, unet, first_stage["params"])
+        _check_supported(path, params, unet, first_stage["params"])
         downsample = 2 ** (len(autoencoder["ch_mult"]) - 1)
         return LdmShape(
             resolution=unet["image_size"] * downsample,
@@ -121,8 +130,9 @@ def read_yaml(path: Path, num_embeddings: int | None) -> LdmShape:
             channel_mult=tuple(unet["channel_mult"]),
             num_res_blocks=unet["num_res_blocks"],
             attention_levels=tuple(sorted(int(math.log2(factor)) for factor in unet["attention_resolutions"])),
-            num_heads=unet.get("num_heads"),
-            head_channels=None if is_conditional else unet.get("num_head_channels"),
+            num_heads=None if _given(unet, "num_head_channels") else _given(unet, "num_heads"),
+            head_channels=_given(unet, "num_head_channels"),
+            transformer_depth=unet.get("transformer_depth", 1),
             context_dim=unet["context_dim"] if is_conditional else None,
             num_embeddings=num_embeddings,
             scale_factor=params.get("scale_factor", 1.0),
@@ -137,19 +147,34 @@ def read_yaml(path: Path, num_embeddings: int | None) -> LdmShape:
         raise ConfigError(f"config {path} is not a CompVis latent-diffusion YAML: {error!r} is missing") from error
 
 
-def _check_supported(path: Path, unet: dict, first_stage: dict) -> None:
+def _given(unet: dict, name: str) -> int | None:
+    value = unet.get(name, -1)  # CompVis writes -1 for "not given"
+    return None if value == -1 else value
+
+
+def _check_supported(path: Path, params: dict, unet: dict, first_stage: dict) -> None:
     ddconfig = first_stage["ddconfig"]
     refusals = {
+        "a parameterization other than eps": params.get("parameterization", "eps") != "eps",
         "use_scale_shift_norm": unet.get("use_scale_shift_norm", False),
         "resblock_updown": unet.get("resblock_updown", False),
-        "transformer_depth other than 1": unet.get("transformer_depth", 1) != 1,
-        "num_head_channels with a spatial transformer": unet.get("use_spatial_transformer")
-        and unet.get("num_heads") is None,
+        "use_new_attention_order": unet.get("use_new_attention_order", False),
+        "a transformer_depth for each level": not isinstance(unet.get("transformer_depth", 1), int),
         "attn_resolutions of the first stage": bool(ddconfig.get("attn_resolutions")),
         "z_channels unlike embed_dim": ddconfig["z_channels"] != first_stage["embed_dim"],
     }
     if found := [name for name, is_there in refusals.items() if is_there]:
         raise ConfigError(f"config {path} has {', '.join(found)}, for which there is no module; choose another model")
+
+
+def _check_all_used(state: dict[str, Tensor], converted: dict[str, Tensor], source: str) -> None:
+    """Refuse tensors that the converters, which leave out what they do not know, have dropped."""
+    used = {value.untyped_storage().data_ptr() for value in converted.values()}
+    parts = (_UNET, f"{_FIRST_STAGE}encoder.", f"{_FIRST_STAGE}decoder.", f"{_FIRST_STAGE}qu")
+    unused = [k for k, v in state.items() if k.startswith(parts) and v.untyped_storage().data_ptr() not in used]
+    if dropped := [key for key in unused if ".qkv." not in key]:  # fused rows are taken apart into copies
+        listed = ", ".join(sorted(dropped)[:6]) + (f" and {len(dropped) - 6} more" if len(dropped) > 6 else "")
+        raise CheckpointError(f"{source} does not fit its configuration, which has no place for {listed}")
 
 
 def _convert_denoiser(state: dict[str, Tensor], denoiser: nn.Module, shape: LdmShape) -> dict[str, Tensor]:

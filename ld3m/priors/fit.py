@@ -21,6 +21,10 @@ def claim_folder(out: Path, config: object, resume: bool) -> None:
     """Make `out` the folder of a training with these settings, or check that it is one already."""
     settings = json.loads(json.dumps(asdict(config)))
     path = out / "training.json"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out {out} is a file; choose a folder")
+    if resume and not out.is_dir():
+        raise ConfigError(f"out {out} is not there, so there is nothing to resume; leave --resume out to start it")
     is_taken = out.is_dir() and any(not is_temporary(entry) for entry in out.iterdir())
     if is_taken and not resume:
         raise ConfigError(f"{out} is not empty: choose another --out, or --resume the training in it")
@@ -87,7 +91,9 @@ class Fit:
             group["lr"] = self.lr * min((step + 1) / _WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / self.steps))
         loss = loss_at(step)
         if not torch.isfinite(loss):
-            raise NumericsError(f"the loss of {self.name} is {loss.item()} at step {step}; resume with a lower rate")
+            raise NumericsError(
+                f"the loss of {self.name} is {loss.item()} at step {step}; lower its rate, in another --out"
+            )
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -13,6 +13,7 @@ from ld3m.storage import load_tensors, save_tensors, write_json
 
 _FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 _DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
+_SCHEDULER = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
 
 
 def save_prior(prior: Prior, folder: Path, *, dtype: torch.dtype, betas: tuple[float, float]) -> None:
@@ -142,6 +143,11 @@ def _alphas_cumprod(folder: Path) -> Tensor:
     start, end, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
     if config.get("num_train_timesteps", NUM_TRAIN_STEPS) != NUM_TRAIN_STEPS or None in (start, end):
         raise CheckpointError(f"{path} describes another schedule than 1,000 steps with beta_start and beta_end")
+    for key, expected in _SCHEDULER.items():
+        if config.get(key, expected) != expected:
+            raise CheckpointError(
+                f"{path} has {key} {str(config[key])[:40]}, expected {expected}: another kind of model"
+            )
     if kind == "scaled_linear":
         return scaled_linear_alphas_cumprod(start, end)
     if kind == "linear":

@@ -38,8 +38,8 @@ def _scaled(owner: nn.Module, name: str, noise: Tensor) -> Tensor:
 def load_random(name: str, *, dtype: torch.dtype) -> Prior:
     """Build a named prior with random weights, the same for everybody.
 
-    `ffhq256-released` is what the released LD3M code ran for the "Random" rows of the paper: an unconditional U-Net whose
-    output convolution is zero. It predicts no noise, and the chain is a round trip through the first stage.
+    `ffhq256-released` is what the released LD3M code ran for the "Random" rows of the paper: an unconditional U-Net
+    whose output convolution is zero. It predicts no noise, and the chain is a round trip through the first stage.
     """
     if name not in NAMES:
         raise ConfigError(f"random priors are {', '.join('random:' + n for n in NAMES)}; got 'random:{name}'")

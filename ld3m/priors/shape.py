@@ -26,8 +26,9 @@ class LdmShape:
         num_codes: rows of the codebook (VQ).
         model_channels, channel_mult, num_res_blocks: denoiser.
         attention_levels: levels of `channel_mult` that have attention (0 is the finest).
-        num_heads: heads of every attention of a class-conditional denoiser.
-        head_channels: channels a head of an unconditional one.
+        num_heads: heads of every attention, or
+        head_channels: channels of every head; one of the two. An unconditional denoiser takes head_channels.
+        transformer_depth: transformer blocks an attention of a class-conditional denoiser.
         context_dim: width of the class embedding; None for an unconditional model.
         num_embeddings: rows of the class table, the null class included.
         scale_factor: latents = scale_factor × the first stage's mean (KL).
@@ -47,6 +48,7 @@ class LdmShape:
     num_codes: int | None = None
     num_heads: int | None = None
     head_channels: int | None = None
+    transformer_depth: int = 1
     context_dim: int | None = None
     num_embeddings: int | None = None
     scale_factor: float = 1.0
@@ -57,11 +59,11 @@ class LdmShape:
         if self.first_stage not in ("vq", "kl"):
             raise ConfigError(f'first_stage is "vq" or "kl", got {self.first_stage!r}')
         if self.context_dim is None and self.head_channels is None:
-            raise ConfigError(
-                "an unconditional denoiser needs num_head_channels; a fixed number of heads has no module"
-            )
-        if self.context_dim is not None and (self.num_heads is None or self.num_embeddings is None):
-            raise ConfigError("a class-conditional denoiser needs num_heads and the number of classes")
+            raise ConfigError("an unconditional denoiser needs num_head_channels; a fixed number of heads has no module")
+        if self.context_dim is not None and self.num_embeddings is None:
+            raise ConfigError("a class-conditional denoiser needs a table of class embeddings")
+        if self.num_heads is None and self.head_channels is None:
+            raise ConfigError("attention needs num_heads or num_head_channels")
 
     @property
     def downsample(self) -> int:
@@ -145,8 +147,13 @@ def build_denoiser(shape: LdmShape) -> nn.Module:
     )
     if shape.context_dim is None:
         return UNet2DModel(**common, attention_head_dim=shape.head_channels)
-    # This class takes the NUMBER of heads under the name attention_head_dim.
-    return UNet2DConditionModel(**common, attention_head_dim=shape.num_heads, cross_attention_dim=shape.context_dim)
+    return UNet2DConditionModel(
+        **common,
+        # This class takes the NUMBER of heads under that name.
+        attention_head_dim=shape.num_heads or tuple(c // shape.head_channels for c in common["block_out_channels"]),
+        transformer_layers_per_block=shape.transformer_depth,
+        cross_attention_dim=shape.context_dim,
+    )
 
 
 def build_modules(shape: LdmShape) -> tuple[nn.Module, nn.Module, nn.Embedding | None]:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ld3m import pictures, seeds
 from ld3m.chain import reverse_chain
 from ld3m.data import Dataset
+from ld3m.devices import usable
+from ld3m.errors import ConfigError
 from ld3m.priors.base import Prior
 from ld3m.priors.fit import Fit, claim_folder
 from ld3m.priors.folder import save_prior
@@ -48,7 +50,9 @@ def train_prior(
         ConfigError: `out` is not empty, or holds a training with other settings.
         NumericsError: a loss is not finite; the last checkpoint stays.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(device)
+    if sample_every < 1:
+        raise ConfigError(f"sample_every is at least 1 step, got {sample_every}")
     claim_folder(out, config, resume)
     shape = config.shape(dataset.train.num_classes)
     first_stage, denoiser, embedding = build_modules(shape)
@@ -59,17 +63,14 @@ def train_prior(
     Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
         first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
     )
-    latents = _encode_all(first_stage, dataset)
-    scale_factor = 1 / latents.std().item()
-    latents *= scale_factor
-    first_stage.register_to_config(scaling_factor=scale_factor)
+    latents = _standardise(first_stage, _encode_all(first_stage, dataset))
     prior = Prior(
         name=dataset.name,
         first_stage=first_stage,
         denoiser=denoiser,
         class_embedding=embedding,
         alphas_cumprod=shape.alphas_cumprod,
-        scale_factor=scale_factor,
+        scale_factor=1.0,
         native_resolution=config.resolution,
         class_names=dataset.class_names,
     )
@@ -127,12 +128,31 @@ def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTra
 
 @torch.no_grad()
 def _encode_all(first_stage: nn.Module, dataset: Dataset) -> Tensor:
-    """Encode the training split once, (N, c, h, w), unscaled means."""
+    """Encode the training split once, (N, c, h, w), means."""
     parts = torch.arange(len(dataset.train)).split(256)
     first_stage.eval()
     return torch.cat(
         [first_stage.encode(dataset.train.batch(p).to(first_stage.device) * 2 - 1).latent_dist.mean for p in parts]
     )
+
+
+@torch.no_grad()
+def _standardise(first_stage: nn.Module, latents: Tensor) -> Tensor:
+    """Give every latent channel mean 0 and standard deviation 1; return the latents so changed.
+
+    A weak KL term leaves channels of very different scale, of which diffusion would see some as all noise and others as
+    none. The affine map goes into the 1×1 convolutions on either side of the latents, so that decode ∘ encode is unchanged.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    moments, back = first_stage.quant_conv, first_stage.post_quant_conv
+    channels = len(mean)
+    moments.weight[:channels] /= std.view(-1, 1, 1, 1)
+    moments.bias[:channels] = (moments.bias[:channels] - mean) / std
+    moments.bias[channels:] -= 2 * std.log()  # the log-variance of the posterior
+    back.bias += back.weight[:, :, 0, 0] @ mean
+    back.weight *= std.view(1, -1, 1, 1)
+    first_stage.register_to_config(scaling_factor=1.0)
+    return (latents - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def _denoiser_loss(prior: Prior, latents: Tensor, labels: Tensor, config: PriorTraining, step: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Settings of the prior trainer."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from ld3m.errors import ConfigError
 from ld3m.priors.shape import SHAPES, LdmShape
 
 
@@ -19,7 +20,7 @@ class PriorTraining:
     """Peak learning rate of the first stage (AdamW)."""
     kl_weight: float = 1e-4
     """Weight of the KL term against the mean absolute plus squared error of a pixel."""
-    steps: int = 3000
+    steps: int = 2000
     """Optimiser steps of the denoiser."""
     batch: int = 128
     """Latents a step of the denoiser."""
@@ -49,6 +50,30 @@ class PriorTraining:
     """Width of the class embedding."""
     seed: int = 0
     """Everything random follows from it."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and field.name != "seed" and value < 1:
+                raise ConfigError(f"{field.name} is a whole number, at least 1; got {value!r}")
+        factor = 2 ** (len(self.ch_mult) - 1)
+        if self.resolution % factor:
+            raise ConfigError(
+                f"resolution must be divisible by {factor}, the first stage's factor with ch_mult {self.ch_mult}; got "
+                f"{self.resolution}"
+            )
+        for name in ("ch", "model_channels"):
+            if getattr(self, name) % 32:
+                raise ConfigError(f"{name} is a multiple of 32, the groups of the norms; got {getattr(self, name)}")
+        if not 0 <= self.label_dropout <= 1 or not 0 <= self.ema < 1:
+            raise ConfigError(
+                f"label_dropout is in [0, 1] and ema in [0, 1), got {self.label_dropout!r} and {self.ema!r}"
+            )
+        if not set(self.attention_levels) <= set(range(len(self.channel_mult))):
+            raise ConfigError(
+                f"attention_levels are of 0 to {len(self.channel_mult) - 1}, the levels of channel_mult; got "
+                f"{self.attention_levels}"
+            )
 
     def shape(self, num_classes: int) -> LdmShape:
         return replace(

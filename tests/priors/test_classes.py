@@ -1,0 +1,78 @@
+"""Which class of a prior stands for which class of a data set."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from ld3m.errors import InputError
+from ld3m.priors.classes import match_classes
+
+
+def prior(num_classes=1000, class_names=None):
+    return SimpleNamespace(name="prior", num_classes=num_classes, null_class=num_classes, class_names=class_names)
+
+
+@pytest.fixture
+def warnings(caplog):
+    caplog.set_level(logging.INFO, logger="ld3m")
+    return caplog
+
+
+def test_imagenet_priors_match_by_wnid(warnings):
+    wnids = ("n02979186", "n01440764", "n15075141")
+    assert match_classes(prior(), ("any", "name", "here"), wnids) == [482, 0, 999]
+    assert not warnings.records
+
+
+@pytest.mark.parametrize("name", ["golf ball", "Golf Ball", "golf_ball", "golf-ball"])
+def test_imagenet_priors_match_by_name(name):
+    assert match_classes(prior(), ("tench", name), (None, None)) == [0, 574]
+
+
+def test_a_name_helps_where_the_wnid_is_not_one_of_the_1000():
+    assert match_classes(prior(), ("tench",), ("n99999999",)) == [0]
+
+
+def test_classes_that_match_nothing_start_from_null_and_are_logged(warnings):
+    names = ("tench", "my left shoe", "golf ball", "crane")  # crane is a bird and a machine
+    assert match_classes(prior(), names, (None,) * 4) == [0, 1000, 574, 1000]
+    [record] = warnings.records
+    assert record.levelno >= logging.INFO and record.name.startswith("ld3m")
+    for said in ("my left shoe", "crane", "null", "class_ids"):
+        assert said in record.getMessage()
+    assert "golf ball" not in record.getMessage()
+
+
+def test_priors_that_know_their_names_match_by_them(warnings):
+    own = prior(3, ("T-shirt/top", "Trouser", "Ankle boot"))
+    assert match_classes(own, ("ankle boot", "Trouser"), (None, None)) == [2, 1]
+    assert not warnings.records
+    assert match_classes(own, ("tench", "trouser"), ("n01440764", None)) == [3, 1]
+    assert "tench" in warnings.records[0].getMessage()
+
+
+def test_priors_of_another_number_of_nameless_classes_match_nothing():
+    assert match_classes(prior(10), ("tench", "golf ball"), ("n01440764", None)) == [10, 10]
+
+
+def test_class_ids_win(warnings):
+    assert match_classes(prior(), ("tench", "x", "y"), ("n01440764", None, None), [7, 1000, 7]) == [7, 1000, 7]
+    assert not warnings.records
+
+
+@pytest.mark.parametrize("class_ids", [[0], [0, 1, 2]])
+def test_class_ids_are_one_a_class(class_ids):
+    with pytest.raises(InputError, match=rf"class_ids.*2 classes.*{len(class_ids)}"):
+        match_classes(prior(), ("a", "b"), (None, None), class_ids)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1001, 99999])
+def test_class_ids_out_of_range_are_named(wrong):
+    with pytest.raises(InputError, match=rf"class_ids.*999.*{wrong}"):
+        match_classes(prior(), ("a", "b"), (None, None), [0, wrong])
+
+
+def test_an_unconditional_prior_has_no_classes_to_match():
+    with pytest.raises(InputError, match="no classes"):
+        match_classes(prior(None), ("a",), (None,))

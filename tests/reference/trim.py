@@ -1,0 +1,47 @@
+"""Cut the latent-diffusion reference tensors down to what a repository can carry: `python trim.py FOLDER`.
+
+FOLDER holds {cin,ffhq,kl}_tiny.{ckpt,yaml,safetensors}: three tiny latent diffusion models with seeded random weights,
+and what the authors' release of LD3M (its `latentdiff`, `taming` and `glad_utils` parts, commit unknown) computes with
+them on a CPU with torch 2.13, in float32 (`f32/*`) and float64 (`f64/*`). Checkpoints and YAMLs are copied byte for
+byte; of the tensors those in `KEPT` stay, unchanged. The tests go over the keys they find, so
+`LD3M_REFERENCE=FOLDER pytest` runs them on everything.
+
+A chain's tag is T{steps}/g{guidance}/{inj|plain} (ffhq has no g): `inj` is the official chain, `plain` the same with
+the injection's weight 0. `grad_raw_*` are gradients of <decoded, in/cot_raw>, `grad_01_*` of
+<clamp((decoded + 1)/2, 0, 1), in/cot_01>.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+CHAIN = r"T\d+/(g\d/)?(inj|plain)"
+KEPT = (
+    r"in/(?!images_norm|cot_res24).*",
+    r"ddim/.*",
+    rf"({CHAIN}/.*|qZ_idx|dec/quant/idx|enc/pm1/quant_idx)",
+    r"f(32|64)/(unet/(eps|vjp_.)|dec/\w+/vjp_z|class_embeddings|qZ|enc/pm1/(prequant|mean|Z))",
+    r"f64/dec/(quant|kl)/image",
+    rf"f64/{CHAIN}/(x_start|z0|grad_raw_.)",
+    r"f64/T\d+/(g3/)?inj/grad_01_.",
+    r"f64/T5/(g3/)?inj/(e_t|e_cond|z)",
+    r"f32/T(5|10)/(g3/)?inj/(z0|grad_raw_.)",
+)
+
+
+def trim(folder: Path, to: Path) -> None:
+    """Copy the three models from one folder to another and trim their tensors on the way."""
+    for name in ("cin_tiny", "ffhq_tiny", "kl_tiny"):
+        for suffix in (".ckpt", ".yaml"):
+            shutil.copyfile(folder / (name + suffix), to / (name + suffix))
+        with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+            keys = [key for key in file.keys() if any(re.fullmatch(kept, key) for kept in KEPT)]  # noqa: SIM118
+            save_file({key: file.get_tensor(key) for key in keys}, to / f"{name}.safetensors", file.metadata())
+
+
+if __name__ == "__main__":
+    trim(Path(sys.argv[1]), Path(__file__).parent)

@@ -1,0 +1,47 @@
+"""`import ld3m` costs little and brings in nothing that is not used yet."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ld3m
+
+MEASURE = """
+import json, sys, time
+import torch
+before, start = set(sys.modules), time.perf_counter()
+import ld3m
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted({name.partition(".")[0] for name in set(sys.modules) - before})]))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Seconds over `import torch`, and the packages that came in, of three fresh interpreters."""
+    root = Path(ld3m.__file__).parents[1]
+    runs = [
+        subprocess.run([sys.executable, "-c", MEASURE], cwd=root, capture_output=True, check=True) for _ in range(3)
+    ]
+    return [json.loads(run.stdout) for run in runs]
+
+
+def test_import_takes_less_than_three_tenths_of_a_second(measured):
+    assert min(seconds for seconds, _ in measured) < 0.3
+
+
+def test_import_brings_in_nothing_heavy(measured):
+    heavy = {"diffusers", "triton", "PIL", "datasets", "matplotlib", "transformers", "tyro", "yaml", "torchvision"}
+    for _, packages in measured:
+        assert "ld3m" in packages and not heavy & set(packages)
+
+
+def test_public_names_are_found_when_asked_for():
+    assert {"load_prior", "reverse_chain", "__version__"} <= set(dir(ld3m))
+    for name in dir(ld3m):
+        assert getattr(ld3m, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        ld3m.no_such_name  # noqa: B018
