@@ -18,6 +18,7 @@ from ld3m import seeds
 from ld3m.data import Dataset, ImageSet, load
 from ld3m.evaluation import PROTOCOLS
 from ld3m.evaluation.baselines import random_images
+from ld3m.evaluation.protocols import Recipe
 from ld3m.evaluation.report import mean_std
 from ld3m.evaluation.training import train_and_test
 
@@ -50,7 +51,8 @@ def main() -> None:
     for network in options.networks:
         for epochs in options.epochs:
             for rate in options.rates:
-                protocol = replace(PROTOCOLS["quick"].with_epochs(epochs), learning_rates={network: rate})
+                decay = 0.995 ** (1000 / epochs)  # half-life as in glad-hard: 14 % of the training
+                protocol = replace(PROTOCOLS["quick"], recipes={network: Recipe(rate, epochs, decay)})
                 start, accuracies = time.process_time(), []
                 for repeat, chosen in enumerate(sets):
                     images, labels = data.train.batch(chosen), data.train.labels[chosen]

@@ -29,7 +29,7 @@ _USAGE = """ld3m: distil an image data set into a few synthetic images per class
   ld3m export RUN            copy a distilled set out, as an image folder or as tensors
   ld3m info                  versions, devices, priors, networks
 
-DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists a command's options.
+DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists the options.
 """
 
 
@@ -173,13 +173,17 @@ def main(argv: list[str] | None = None) -> int:
     command = _COMMANDS.get(argv[0]) if argv else None
     if command is None:
         is_help = not argv or argv[0] in ("-h", "--help")
-        print(_USAGE if is_help else f"ld3m: no command {argv[0]!r}\n\n{_USAGE}", file=sys.stdout if is_help else sys.stderr)
+        said = "" if is_help else f"ld3m: no command {argv[0]!r}\n\n"
+        print(said + _USAGE, file=sys.stdout if is_help else sys.stderr)
         return 0 if is_help else 2
     try:
         command(argv[1:])
     except Ld3mError as error:
         print(f"ld3m: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -215,8 +219,9 @@ def _distill(argv: list[str]) -> None:
             **(said if command.resume else file | said),
         )
     except KeyboardInterrupt:
-        print(f"\ninterrupted; go on with: ld3m distill --out {shlex.quote(str(out))} --resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        if (out / "config.yaml").is_file():
+            print(f"\ngo on with: ld3m distill --out {shlex.quote(str(out))} --resume", file=sys.stderr)
+        raise
     print(f"\n{len(result.images)} images of {len(result.class_names)} classes in {out}")
     path = out / "evaluation.json"
     if path.is_file():
@@ -229,8 +234,10 @@ def _base_settings(command: DistillCommand) -> tuple[dict[str, object], str | No
     if command.resume:
         if command.config is not None:
             raise ConfigError("config and resume exclude each other: a resumed run has its settings already")
-        path = None if command.out is None else command.out / "config.yaml"
-        if path is None or not path.is_file():
+        if command.out is None:
+            raise ConfigError("resume needs --out, the folder of the run to go on with")
+        path = command.out / "config.yaml"
+        if not path.is_file():
             return {}, None
     settings = {} if path is None else read_yaml(path)
     data = settings.pop("data", None)
@@ -244,12 +251,15 @@ def _default_folder(data: str, settings: DistillConfig) -> Path:
 
 def _evaluate(argv: list[str]) -> None:
     from ld3m.evaluation import evaluate
+    from ld3m.report import write_report
     from ld3m.result import load
 
     command = _parse(EvaluateCommand, argv)
     data = command.data or str(load(command.run).config.get("data", "builtin"))
     options = {k: v for k, v in vars(command).items() if k not in ("run", "data", "quiet")}
-    print(evaluate(command.run, data, **options, progress=not command.quiet).table())
+    report = evaluate(command.run, data, **options, progress=not command.quiet)
+    write_report(command.run)
+    print(report.table())
 
 
 def _experts(argv: list[str]) -> None:
@@ -311,10 +321,17 @@ def _info(argv: list[str]) -> None:
     if command.budget is None:
         return
     prior = load_prior(command.prior)
-    config = resolve(build({"prior": command.prior, "ipc": command.ipc, "resolution": command.resolution,
-                            "algorithm": command.algorithm, "steps": command.steps}), prior.native_resolution)  # fmt: skip
-    plan = plan_memory(prior, resolution=config.resolution, steps=config.steps, ipc=config.ipc,
-                       num_classes=command.num_classes, algorithm=config.algorithm, budget=command.budget)  # fmt: skip
+    settings = {name: getattr(command, name) for name in ("prior", "ipc", "resolution", "algorithm", "steps")}
+    config = resolve(build(settings), prior.native_resolution)
+    plan = plan_memory(
+        prior,
+        resolution=config.resolution,
+        steps=config.steps,
+        ipc=config.ipc,
+        num_classes=command.num_classes,
+        algorithm=config.algorithm,
+        budget=command.budget,
+    )
     print(f"{'plan':10} {plan}")
 
 

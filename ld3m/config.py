@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -86,7 +87,7 @@ class DistillConfig:
     """First learning rate of the student, which is learnt as well (mtt)."""
     unroll: str = "exact"
     """Gradient through the student: "exact", or "tesla", which leaves out second-order terms (mtt)."""
-    memory_budget: str | None = None
+    memory_budget: str | int | None = None
     """Memory for activations, such as "8GB"; a share of the machine's when not given."""
     retain: float | None = None
     """Fraction of the chain's evaluations whose activations are kept, 0 to 1; planned when not given."""
@@ -125,8 +126,12 @@ class DistillConfig:
                 raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}")
         if self.steps is not None and self.steps > 1000:
             raise ConfigError(f"steps is a whole number from 1 to 1000, got {self.steps}")
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"lr is above 0, got {self.lr!r}")
+        for name in ("lr", "student_lr"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is a number above 0, got {value!r}")
+        if not math.isfinite(self.guidance_scale):
+            raise ConfigError(f"guidance_scale is a finite number, got {self.guidance_scale!r}")
         if self.retain is not None and not 0 <= self.retain <= 1:
             raise ConfigError(f"retain is a fraction from 0 to 1, got {self.retain!r}")
 
@@ -191,23 +196,35 @@ def one_of(value: str, argument: str, valid: tuple[str, ...]) -> None:
 def build(settings: Mapping[str, object], base: DistillConfig | None = None) -> DistillConfig:
     """Make a config from named settings on top of `base`; unknown names and wrong types are refused."""
     known = {field.name: field for field in fields(DistillConfig)}
+    settings = {name: _plain(value) for name, value in settings.items()}
     for name, value in settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise ConfigError(f"{name!r} is not a setting of distill{hint}")
         if not _fits(value, known[name].type):
-            expected = getattr(known[name].type, "__name__", known[name].type)
-            raise ConfigError(f"{name} is {expected}, got {value!r}")
+            expected = known[name].type
+            raise ConfigError(f"{name} is {expected.__name__ if type(expected) is type else expected}, got {value!r}")
     return replace(base or DistillConfig(), **settings)
 
 
+def _plain(value: object) -> object:
+    """Spell a path, a torch device or a torch dtype as the text that a file of settings has for it."""
+    if isinstance(value, Path) or type(value).__module__ == "torch":
+        return str(value).removeprefix("torch.")
+    return value
+
+
 def _fits(value: object, annotation: type | UnionType) -> bool:
-    kinds = {typing.get_origin(kind) or kind for kind in typing.get_args(annotation) or (annotation,)}
+    """Whether a value has the type of a field; a YAML file has lists for tuples, and writes 3.0 as 3."""
+    if isinstance(annotation, UnionType):
+        return any(_fits(value, kind) for kind in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        (kind, _) = typing.get_args(annotation)
+        return isinstance(value, tuple | list) and all(_fits(item, kind) for item in value)
     if isinstance(value, bool):
-        return bool in kinds
-    wider = {float: (int, float), tuple: (tuple, list)}  # a YAML file has lists, and writes 3.0 as 3
-    return any(isinstance(value, wider.get(kind, kind)) for kind in kinds)
+        return annotation is bool
+    return isinstance(value, (int, float) if annotation is float else annotation)
 
 
 def read_yaml(path: Path) -> dict[str, object]:

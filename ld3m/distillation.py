@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ld3m import seeds
 from ld3m.config import DistillConfig
 from ld3m.errors import CheckpointError, NumericsError
 from ld3m.objectives import Objective, rows_of
@@ -92,13 +93,13 @@ class _Loop:
         try:
             for iteration in bar:
                 line = self._iterate(iteration)
-                good, self.iteration = self._state(), iteration + 1
                 bar.set_postfix(loss=f"{line['loss']:.4g}")
                 if job.folder is not None:
-                    job.folder.log(line)
-                    if time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
-                        job.folder.save_checkpoint(self.iteration, good)
-                        saved_at = time.perf_counter()
+                    job.folder.log(line)  # before the state counts: a line too many is dropped on resume
+                good, self.iteration = self._state(), iteration + 1
+                if job.folder is not None and time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
+                    job.folder.save_checkpoint(self.iteration, good)
+                    saved_at = time.perf_counter()
         finally:
             bar.close()
             if job.folder is not None:
@@ -108,16 +109,13 @@ class _Loop:
     def _iterate(self, iteration: int) -> dict[str, object]:
         started = time.perf_counter()
         self.optimiser.zero_grad()
-        loss = self.objective.backward(iteration)
+        with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
+            loss = self.objective.backward(iteration)
         norms = {f"grad_norm_{name}": float(p.grad.norm()) for name, p in self.parameters.items()}
-        for name, value in {"loss": loss, **norms}.items():
-            if not math.isfinite(value):
-                raise NumericsError(
-                    f"{name.replace('_', ' ')} is {value} in iteration {iteration}; the state before it is kept. "
-                    "Lower lr, or look at the data for values out of range"
-                )
+        _require_finite({"loss": loss, **norms}, iteration)
         self.optimiser.step()
         self.job.space.project()
+        _require_finite({name: float(p.detach().abs().max()) for name, p in self.parameters.items()}, iteration)
         return {"iteration": iteration, "loss": loss, **norms, "seconds": round(time.perf_counter() - started, 4)}
 
     def _state(self) -> dict[str, Tensor]:
@@ -133,8 +131,8 @@ class _Loop:
         for name, parameter in self.parameters.items():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise CheckpointError(
-                    f"the checkpoint in {self.job.folder.path} has no {name} of shape {tuple(parameter.shape)}; the data "
-                    "or prior changed since. Start again with --overwrite"
+                    f"the checkpoint in {self.job.folder.path} has no {name} of shape {tuple(parameter.shape)}; the "
+                    "data or prior changed since. Start again with --overwrite"
                 )
             parameter.copy_(tensors[name])
             if f"momentum/{name}" in tensors:
@@ -142,6 +140,15 @@ class _Loop:
                 self.optimiser.state[parameter] = {"momentum_buffer": buffer}
         self.iteration = iteration
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
+
+
+def _require_finite(values: dict[str, float], iteration: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NumericsError(
+                f"{name.replace('_', ' ')} is {value} in iteration {iteration}; the state before it is kept. "
+                "Lower lr, or look at the data for values out of range"
+            )
 
 
 @torch.no_grad()

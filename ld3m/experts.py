@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ld3m import networks, seeds
 from ld3m.data import Dataset
+from ld3m.devices import usable
 from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
 from ld3m.storage import metadata_of, save_tensors
@@ -59,6 +60,7 @@ def train_experts(
     for name, value in (("num_experts", num_experts), ("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
         if not value > 0:
             raise ConfigError(f"{name} must be above 0, got {value}")
+    device = usable(device)
     size = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
     plan = networks.blueprint(network, width=width, **size)
     recipe = {
@@ -80,7 +82,7 @@ def train_experts(
     with tqdm(total=len(missing) * epochs, desc="experts", unit="epoch", disable=None if progress else True) as bar:
         for index, file in missing.items():
             generator = seeds.generator(seed, "expert", index)
-            expert = networks.build(network, width=width, generator=generator, **size).to(device or "cpu")
+            expert = networks.build(network, width=width, generator=generator, **size).to(device)
             tensors = _snapshot(expert, 0)
             with seeds.scoped_global_rng(seed, "expert dropout", index):
                 for epoch in range(1, epochs + 1):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ld3m.evaluation import evaluate, save_report
+from ld3m.evaluation import evaluate
 from ld3m.preparation import Job
 from ld3m.report import draw_curves, write_report
 from ld3m.result import Result
@@ -30,10 +30,14 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
     result.save(folder)
     draw_curves(folder)
     if job.config.evaluate != "none" and not (folder / "evaluation.json").is_file():
-        report = evaluate(
-            result, job.dataset, protocol=job.config.evaluate, device=job.device, seed=job.config.seed, progress=progress
+        evaluate(  # writes its report into the folder
+            folder,
+            job.dataset,
+            protocol=job.config.evaluate,
+            device=job.device,
+            seed=job.config.seed,
+            progress=progress,
         )
-        save_report(report, folder)
     write_json(folder / "result.json", _summary(job, folder, seconds, seconds_per_iteration))
     write_report(folder)
     return result
@@ -43,12 +47,13 @@ def _summary(job: Job, folder: Path, seconds: float, seconds_per_iteration: floa
     path = folder / "evaluation.json"
     evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     is_cuda = job.device.type == "cuda"
+    cpu = f"cpu ({platform.processor() or platform.machine()})"
     # Linux counts the peak resident size in KiB, macOS in bytes.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "versions": versions(),
         "seed": job.config.seed,
-        "device": torch.cuda.get_device_name(job.device) if is_cuda else f"cpu ({platform.processor() or platform.machine()})",
+        "device": torch.cuda.get_device_name(job.device) if is_cuda else cpu,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 2),
         "seconds_per_iteration": None if seconds_per_iteration is None else round(seconds_per_iteration, 4),

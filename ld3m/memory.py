@@ -1,5 +1,6 @@
 """How much memory a distillation may hold, and how that is spent: retained activations, images in flight."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ld3m.errors import ConfigError
 from ld3m.priors.base import Prior
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS = ("", "K", "M", "G", "T")
 
 # Share of the device's memory that activations may take by default, and images worth evaluating together: below about
 # ten (twenty rows with guidance) a call of the denoiser costs more an image.
@@ -38,7 +39,7 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"activations {self.peak_bytes / 1e9:.2f} of {self.budget_bytes / 1e9:.2f} GB: retain {self.retain:.2f}, "
+            f"activations {_size(self.peak_bytes)} of {_size(self.budget_bytes)}: retain {self.retain:.2f}, "
             f"micro-batch {self.micro_batch}, classes in flight {self.classes_in_flight}"
         )
 
@@ -46,11 +47,11 @@ class Plan:
 def parse_bytes(text: str | int) -> int:
     """Read "8GB", "500 MB", "2GiB" or a number of bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    number, unit, is_binary = match.groups() if match else ("0", "", "")
+    count = int(float(number) * (1024 if is_binary else 1000) ** _UNITS.index(unit.upper()))
+    if count < 1:
         raise ConfigError(f'memory_budget is a size such as "8GB" or a number of bytes, got {text!r}')
-    number, unit, is_binary = match.groups()
-    power = list(_UNITS).index(unit.upper())
-    return int(float(number) * (1024**power if is_binary else 1000**power))
+    return count
 
 
 def total_memory(device: torch.device) -> int:
@@ -73,8 +74,8 @@ def plan_memory(
 ) -> Plan:
     """Choose what to retain, the micro-batch and the classes in flight so that activations fit a budget.
 
-    The bytes of one evaluation and one decoding are measured on one image. Trajectory matching needs all images at once;
-    the others stream classes.
+    The bytes of one evaluation and one decoding are measured on one image. Trajectory matching needs all images at
+    once; the others stream classes.
 
     Args:
         resolution: of the images, in pixels.
@@ -93,24 +94,37 @@ def plan_memory(
         evaluation_bytes = saved_bytes(prior.denoiser, lambda: prior.predict_noise(latents, 500, conditioning))
         evaluation_bytes *= 2 if is_guided else 1
 
-    classes = num_classes if algorithm == "mtt" else min(num_classes, max(1, _IMAGES_IN_FLIGHT // ipc))
-    while algorithm != "mtt" and classes > 1 and classes * ipc * decode_bytes + evaluation_bytes > allowed:
-        classes = (classes + 1) // 2
+    wanted = classes = num_classes
+    if algorithm != "mtt":
+        fitting = allowed // (ipc * (decode_bytes + evaluation_bytes))
+        wanted, classes = (_even(num_classes, most) for most in (_IMAGES_IN_FLIGHT // ipc, fitting))
+        classes = min(wanted, classes)
     images = classes * ipc
     left = allowed - images * decode_bytes
     if left < evaluation_bytes:
         raise ConfigError(
-            f"memory_budget of {allowed / 1e9:.2f} GB does not hold {images} decoded images and one evaluation "
-            f"({(images * decode_bytes + evaluation_bytes) / 1e9:.2f} GB); raise it, or lower ipc or resolution"
+            f"memory_budget of {_size(allowed)} does not hold what {images} decoded images and one evaluation of the "
+            f"denoiser take, {_size(images * decode_bytes + evaluation_bytes)}; raise it, or lower ipc or resolution"
         )
     if not steps:
         return Plan(0.0, images, classes, images * decode_bytes, allowed)
-    micro_batch = min(images, left // evaluation_bytes, max(_IMAGES_IN_FLIGHT, 1))
-    kept = min(steps * images, (left - micro_batch * evaluation_bytes) // evaluation_bytes)
+    micro_batch = min(images, left // evaluation_bytes, _IMAGES_IN_FLIGHT)
+    # Where classes had to be cut, the next ones in flight are worth more than the little that could be kept.
+    kept = 0 if classes < wanted else min(steps * images, left // evaluation_bytes - micro_batch)
     # In hundredths: the plan is part of the settings that a run is resumed with.
-    retain = int(100 * kept / (steps * images)) / 100
-    peak = images * decode_bytes + int(retain * steps * images + micro_batch) * evaluation_bytes
-    return Plan(retain, int(micro_batch), classes, peak, allowed)
+    retain = 100 * kept // (steps * images) / 100
+    peak = images * decode_bytes + (round(retain * steps * images) + micro_batch) * evaluation_bytes
+    return Plan(retain, micro_batch, classes, peak, allowed)
+
+
+def _even(num_classes: int, most: int) -> int:
+    """Return the size of the fewest equal groups of classes with at most `most` each, at least one."""
+    groups = math.ceil(num_classes / min(num_classes, max(1, most)))
+    return math.ceil(num_classes / groups)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:

@@ -68,9 +68,7 @@ class ClassMatching:
         picks = index[torch.randperm(len(index), generator=draw)[: self._real_batch]]
         return self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
 
-    def _augmented(
-        self, iteration: int, labels: list[int], real: Tensor, synthetic: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _augmented(self, iteration: int, labels: list[int], real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
         """Augment both sides of a class by one draw (siamese)."""
         draws = [
             dsa.draw(seeds.generator(self.config.seed, "augment", iteration, label), 1, real.shape[-1], shared=True)

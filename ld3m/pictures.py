@@ -80,6 +80,8 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], title: str, 
     for k, (name, points) in enumerate(kept.items()):
         colour = _COLOURS[k % len(_COLOURS)]
         draw.line([place(*point) for point in points], colour, width=2)
+        if len(points) == 1:
+            draw.circle(place(*points[0]), 3, colour)
         draw.text((width - right - 150, top + 4 + 16 * k), name, colour, font=font)
     return sheet
 

@@ -14,8 +14,9 @@ from ld3m import data as data_room
 from ld3m import networks, result, seeds
 from ld3m.config import DistillConfig
 from ld3m.data import Dataset
-from ld3m.errors import ConfigError
-from ld3m.experts import load_experts, train_experts
+from ld3m.devices import usable
+from ld3m.errors import ConfigError, DataError
+from ld3m.experts import Experts, load_experts, train_experts
 from ld3m.memory import Plan, plan_memory
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching, network_width
 from ld3m.priors import Prior, load_prior
@@ -54,7 +55,7 @@ def prepare(
     settings, prior = _split_prior(dict(settings))
     data_name = str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
     config = _config(folder, data_name, settings)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable(config.device)
     prior = load_prior(
         prior or config.prior,
         device=device,
@@ -67,6 +68,10 @@ def prepare(
         data, resolution=config.resolution, holdout=config.holdout, strict=config.strict, seed=config.seed
     )
     dataset.train.require_per_class(config.ipc, "--ipc")
+    if config.evaluate != "none" and dataset.test is None:
+        raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
+    if config.algorithm == "mtt":
+        _check_experts(config, dataset, folder)
     plan = None
     if config.space != "pixel":
         plan = _plan(config, prior, dataset)
@@ -79,25 +84,25 @@ def prepare(
 
 
 def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | None]:
-    """Take a loaded prior out of the settings; its name stands for it in what is stored."""
+    """Take a loaded prior out of the settings; its name stands for it in what is stored, and it keeps its dtype."""
     prior = settings.get("prior")
     if not isinstance(prior, Prior):
         return settings, None
-    return settings | {"prior": prior.name}, prior
+    return settings | {"prior": prior.name, "dtype": settings.get("dtype") or prior.dtype}, prior
 
 
 def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, object]) -> DistillConfig:
     if folder is None or not folder.is_resumed:
         return configuration.build(settings)
     stored_data, stored = folder.stored()
-    given = configuration.build(settings, base=stored)
+    given = configuration.build({k: v for k, v in settings.items() if v is not None}, base=stored)
     changed = configuration.differences(stored, given)
     if data_name != stored_data:
         changed.insert(0, f"data {stored_data!r} → {data_name!r}")
     if changed:
         raise ConfigError(
-            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or start "
-            "anew with another --out"
+            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or "
+            "start anew with another --out"
         )
     return stored
 
@@ -105,12 +110,11 @@ def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, obj
 def _check(config: DistillConfig, prior: Prior) -> None:
     """Refuse what can be refused before any data is read."""
     from ld3m.chain import chain_table
-    from ld3m.evaluation.protocols import find
+    from ld3m.evaluation import PROTOCOLS
 
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution)
     chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
-    if config.evaluate != "none":
-        find(config.evaluate)
+    configuration.one_of(config.evaluate, "evaluate", (*PROTOCOLS, "none"))
     if config.space != "pixel" and config.resolution % prior.downsample:
         raise ConfigError(
             f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
@@ -135,9 +139,7 @@ def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
     )
 
 
-def _space(
-    config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
-) -> Space:
+def _space(config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device) -> Space:
     images = _initial_images(config, dataset)
     if config.space == "pixel":
         return PixelSpace(images.to(device), dataset.mean, dataset.std)
@@ -176,6 +178,8 @@ def _initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
         shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
         noise = torch.randn(shape, generator=draw)
         return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
+    if not (Path(config.init) / result.DISTILLED).is_file():
+        raise ConfigError(f"init is 'real', 'noise' or the folder of a distilled set, got {config.init!r}")
     given = result.load(config.init)
     if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
         raise ConfigError(
@@ -198,8 +202,6 @@ def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor) -> Ten
 
 def _initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
     if prior.conditioning_shape is None:
-        if config.class_ids is not None:
-            raise ConfigError(f"{prior.name} is unconditional: it takes no class_ids; leave them out")
         return None
     rows = dataset.train.num_classes * config.ipc
     if config.init_conditioning == "normal":
@@ -217,29 +219,43 @@ def objective_of(job: Job, progress: bool) -> Objective:
     if config.algorithm != "mtt":
         in_flight = job.plan.classes_in_flight if job.plan else dataset.train.num_classes
         return ClassMatching(job.space, dataset, config, classes_in_flight=in_flight, device=job.device)
-    network = {"network": config.network, "width": network_width(config)}
-    experts = config.experts
-    if experts is None:
-        experts = _train_experts(job, network, progress)
-    loaded = load_experts(
-        experts,
-        **network,
+    experts = _open_experts(config.experts or _train_experts(job, progress), config, dataset)
+    return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device)
+
+
+def _check_experts(config: DistillConfig, dataset: Dataset, folder: RunFolder | None) -> None:
+    """Refuse experts that cannot serve before the run's folder is touched, and before any are trained."""
+    needed = config.max_start_epoch - 1 + config.expert_epochs
+    if config.experts is not None:
+        _open_experts(config.experts, config, dataset)
+    elif folder is None:
+        raise ConfigError("algorithm mtt needs experts=, a folder of trajectories, or out= to train and keep them in")
+    elif config.expert_training_epochs < needed:
+        raise ConfigError(
+            f"expert_training_epochs is at least max_start_epoch - 1 + expert_epochs = {needed}, "
+            f"got {config.expert_training_epochs}; train experts for longer, or lower one of the two"
+        )
+
+
+def _open_experts(folder: str | Path, config: DistillConfig, dataset: Dataset) -> Experts:
+    return load_experts(
+        folder,
+        network=config.network,
+        width=network_width(config),
         num_classes=dataset.train.num_classes,
         resolution=dataset.resolution,
         epochs=config.max_start_epoch - 1 + config.expert_epochs,
     )
-    return TrajectoryMatching(job.space, dataset, config, experts=loaded, device=job.device)
 
 
-def _train_experts(job: Job, network: Mapping[str, object], progress: bool) -> Path:
+def _train_experts(job: Job, progress: bool) -> Path:
     """Train what the preset says under the run's folder, or reuse what an interrupted run left there."""
-    if job.folder is None:
-        raise ConfigError("algorithm mtt needs experts=, a folder of trajectories, or out= to train and keep them in")
     folder = job.folder.path / "experts"
     train_experts(
         job.dataset,
         folder,
-        **network,
+        network=job.config.network,
+        width=network_width(job.config),
         num_experts=job.config.num_experts,
         epochs=job.config.expert_training_epochs,
         augment=job.config.augment,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ld3m.storage import load_tensors, save_tensors
 DISTILLED = "distilled.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A distilled set.
 
@@ -38,7 +38,7 @@ class Result:
     config: Mapping[str, object]
     mean: Tensor
     std: Tensor
-    path: Path | None = field(default=None, compare=False)
+    path: Path | None = None
 
     @property
     def ipc(self) -> int:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 _OWN = (
     _CONFIG, _METRICS, _CHECKPOINT, "checkpoint.json", "distilled.safetensors", "grid.png", "curves.png",
-    "evaluation.json", "evaluation-progress.jsonl", "result.json", "report.html",
+    "evaluation.json", "evaluation-progress.json", "result.json", "report.html",
 )  # fmt: skip
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 
@@ -59,8 +59,9 @@ class RunFolder:
             return
         with clear_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in _OWN:
-                (self.path / name).unlink(missing_ok=True)
+            trained = () if config.experts else self.path.glob("experts/expert-*.safetensors")  # not those handed in
+            for path in (*(self.path / name for name in _OWN), *self.path.glob("images/*/*.png"), *trained):
+                path.unlink(missing_ok=True)
         write_text(self.path / _CONFIG, to_yaml(config, data=data))
 
     def log(self, line: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ld3m
-from ld3m import pictures
+from ld3m import cli, pictures
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ld3m")
@@ -81,3 +81,38 @@ def distill_small(tiny_prior, coloured) -> Callable[..., "ld3m.Result"]:
     defaults |= {"num_experts": 2, "expert_training_epochs": 2, "max_start_epoch": 2, "expert_epochs": 1}
     defaults |= {"student_steps": 2}
     return lambda data=coloured, **settings: ld3m.distill(data, **{**defaults, **settings})
+
+
+@pytest.fixture(scope="session")
+def small_options() -> str:
+    """Options of `ld3m distill` for a moment's work on `coloured_folder`."""
+    options = "--prior random:tiny --algorithm dm --iterations 2 --steps 1 --width 4 --class-ids 0 1 2"
+    return f"{options} --evaluate none --quiet"
+
+
+@pytest.fixture
+def ld3m_command(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line, of strings that are split and paths that are not; return (exit status, stdout, stderr)."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        try:
+            status = cli.main([word for a in arguments for word in (a.split() if isinstance(a, str) else [str(a)])])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small(ld3m_command, coloured_folder, small_options) -> Callable[..., tuple[int, str, str]]:
+    """Distil `coloured_folder` by the command line in a moment, with more options."""
+    return lambda *more: ld3m_command("distill", coloured_folder, small_options, *more)
+
+
+@pytest.fixture(scope="session")
+def small_run(coloured_folder, small_options, tmp_path_factory) -> Path:
+    """The folder of a run of `small` without more options; tests leave it unchanged."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.main(["distill", str(coloured_folder), *small_options.split(), "--out", str(out)]) == 0
+    return out

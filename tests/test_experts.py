@@ -12,6 +12,7 @@ from ld3m import experts, networks, seeds
 from ld3m.data import load
 from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa, mtt_loss
+from ld3m.storage import metadata_of
 
 SIZE = {"width": 4, "num_classes": 3, "resolution": 8}
 
@@ -48,7 +49,7 @@ def test_files(folder):
     names = [name for name, _ in networks.blueprint("ConvNet", **SIZE).named_parameters()]
     with safe_open(folder / "expert-00001.safetensors", framework="pt") as file:
         assert sorted(file.keys()) == sorted(f"{epoch:03d}/{name}" for epoch in range(4) for name in names)
-        metadata = file.metadata()
+        metadata = metadata_of(file)
     expected = {"network": "ConvNet", "width": "4", "resolution": "8", "num_classes": "3", "epochs": "3", "seed": "0"}
     assert expected.items() <= metadata.items()
     assert float(metadata["lr"]) == 0.01

@@ -68,6 +68,7 @@ def directional(
 
         return grad_and_value(loss, argnums=(0, 1) if in_weights else 0)(images, moved)
 
+    images = images.contiguous()  # forward mode takes no other layout in group norm, and a decoder may give one
     with torch.no_grad():  # nothing outside the transforms records the pass
         _, (gradients, slope) = jvp(first_order, ({name: weights[name] for name in direction},), (direction,))
     return (slope, *gradients) if in_weights else (slope, gradients, None)

@@ -59,7 +59,7 @@ class LdmShape:
         if self.first_stage not in ("vq", "kl"):
             raise ConfigError(f'first_stage is "vq" or "kl", got {self.first_stage!r}')
         if self.context_dim is None and self.head_channels is None:
-            raise ConfigError("an unconditional denoiser needs num_head_channels; a fixed number of heads has no module")
+            raise ConfigError("an unconditional denoiser needs num_head_channels: for num_heads there is no module")
         if self.context_dim is not None and self.num_embeddings is None:
             raise ConfigError("a class-conditional denoiser needs a table of class embeddings")
         if self.num_heads is None and self.head_channels is None:

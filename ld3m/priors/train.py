@@ -140,8 +140,8 @@ def _encode_all(first_stage: nn.Module, dataset: Dataset) -> Tensor:
 def _standardise(first_stage: nn.Module, latents: Tensor) -> Tensor:
     """Give every latent channel mean 0 and standard deviation 1; return the latents so changed.
 
-    A weak KL term leaves channels of very different scale, of which diffusion would see some as all noise and others as
-    none. The affine map goes into the 1×1 convolutions on either side of the latents, so that decode ∘ encode is unchanged.
+    A weak KL term leaves channels of very different scale, of which diffusion would see some as all noise and others
+    as none. The affine map goes into the 1×1 convolutions on either side of the latents: decode ∘ encode is unchanged.
     """
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     moments, back = first_stage.quant_conv, first_stage.post_quant_conv

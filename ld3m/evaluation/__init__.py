@@ -1,0 +1,7 @@
+"""How well networks do on real test images after training on a distilled set, beside real images of the same number."""
+
+from ld3m.evaluation.comparison import evaluate as evaluate
+from ld3m.evaluation.protocols import PROTOCOLS as PROTOCOLS
+from ld3m.evaluation.protocols import Protocol as Protocol
+from ld3m.evaluation.report import Report as Report
+from ld3m.evaluation.report import save_report as save_report

@@ -1,0 +1,71 @@
+"""Real images to compare with: as many of each class as were distilled, chosen at random or by k-means."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ld3m.data import ImageSet
+
+_SIDE = 32  # images are compared at no more than this many pixels a side
+_CHUNK = 512
+
+
+def random_images(train: ImageSet, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw counts[k] distinct images of each class k; return their positions in `train`, class by class."""
+    chosen = []
+    for label, count in enumerate(counts):
+        members = train.of_class(label)
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen)
+
+
+def kmeans_images(train: ImageSet, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Choose the distinct images of each class k nearest to its counts[k] k-means centres; return their positions.
+
+    Distances are Euclidean, between pixels of images averaged down to 32 px where they are larger: no network's
+    features, which would tie the baseline to one more choice. A single centre is the mean of the class.
+    """
+    chosen = []
+    for label, count in enumerate(counts):
+        members = train.of_class(label)
+        points = torch.cat([_pixels(train.batch(block)) for block in members.split(_CHUNK)])
+        distances = torch.cdist(points, kmeans(points, count, generator))  # (n, count)
+        for centre in range(count):
+            nearest = int(distances[:, centre].argmin())
+            chosen.append(int(members[nearest]))
+            distances[nearest] = math.inf  # an image serves one centre
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def kmeans(points: Tensor, count: int, generator: torch.Generator, *, iterations: int = 100) -> Tensor:
+    """Return `count` centres of points (n, D): Lloyd's iteration, started by k-means++ (Arthur, Vassilvitskii 2007)."""
+    first = int(torch.randint(len(points), (1,), generator=generator))
+    centres = points[first : first + 1]
+    for _ in range(count - 1):
+        squares = torch.cdist(points, centres).amin(1).square().clamp_min(1e-30)  # equal points: uniform
+        centres = torch.cat([centres, points[torch.multinomial(squares, 1, generator=generator)]])
+    nearest = None
+    for _ in range(iterations):
+        previous, nearest = nearest, torch.cdist(points, centres).argmin(1)
+        if previous is not None and torch.equal(previous, nearest):
+            break
+        sizes = torch.bincount(nearest, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)  # a centre without points stays
+    return centres
+
+
+def _pixels(images: Tensor) -> Tensor:
+    if images.shape[-1] > _SIDE:
+        images = F.adaptive_avg_pool2d(images, _SIDE)  # (n, 3, H, W) -> (n, 3, 32, 32)
+    return images.flatten(1).double()  # (n, D)
+
+
+# name: choice of images, and whether every repeat draws its own
+BASELINES: dict[str, tuple[Callable[[ImageSet, Sequence[int], torch.Generator], Tensor], bool]] = {
+    "random": (random_images, True),
+    "kmeans": (kmeans_images, False),
+}

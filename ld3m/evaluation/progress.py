@@ -1,0 +1,50 @@
+"""Finished trainings of an evaluation, kept in the run's folder: an interrupted one goes on where it was."""
+
+import json
+import logging
+from pathlib import Path
+
+from ld3m.evaluation.runner import Training
+from ld3m.storage import write_json
+
+FILE = "evaluation-progress.json"
+_log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Accuracies of the trainings that are done, in memory and, where there is a folder, on disk.
+
+    Args:
+        folder: of the run; None keeps nothing on disk.
+        key: stands for all that decides an accuracy beside the training itself; other keys in the file stay.
+    """
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.path = None if folder is None else folder / FILE
+        self.key = key
+        self.accuracies = {Training(*name): accuracy for name, accuracy in self._stored().get(key, ())}
+
+    def record(self, training: Training, accuracy: float) -> None:
+        """Keep a result."""
+        self.accuracies[training] = accuracy
+        if self.path:
+            done = [[[t.set, t.network, t.repeat], accuracy] for t, accuracy in self.accuracies.items()]
+            write_json(self.path, self._stored() | {self.key: done})
+
+    def forget(self) -> None:
+        """Remove from disk what a finished evaluation has no use for."""
+        if self.path and self.path.is_file():
+            others = {key: done for key, done in self._stored().items() if key != self.key}
+            if others:
+                write_json(self.path, others)
+            else:
+                self.path.unlink()
+
+    def _stored(self) -> dict[str, list]:
+        if not self.path or not self.path.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            _log.warning("%s is damaged (%s): its trainings are run again", self.path, error)
+            return {}

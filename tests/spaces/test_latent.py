@@ -1,0 +1,137 @@
+"""Latents through the chain and through the decoder alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ld3m.chain import reverse_chain
+from ld3m.spaces import ChainSettings, LatentSpace, latent
+
+CHAIN = ChainSettings(
+    steps=3, guidance_scale=2.0, injection="x0", schedule="linear", noise="fresh", retain=0.5, micro_batch=2, seed=4
+)
+DRAW = torch.Generator().manual_seed(0)
+LATENTS = torch.randn(4, 3, 8, 8, generator=DRAW)
+CONDITIONING = torch.randn(4, 1, 8, generator=DRAW)
+BOTH = ("latents", "conditioning")
+
+
+def space(prior, *, chain=CHAIN, learn=BOTH, resolution=16, conditioning=CONDITIONING):
+    return LatentSpace(prior, LATENTS, conditioning, learn=learn, resolution=resolution, chain=chain)
+
+
+@pytest.fixture
+def chains(monkeypatch):
+    """The arguments of every chain that is run."""
+    calls = []
+
+    def spy(prior, latents, conditioning, **options):
+        calls.append({"latents": latents.detach(), "conditioning": conditioning, **options})
+        return reverse_chain(prior, latents, conditioning, **options)
+
+    monkeypatch.setattr(latent, "reverse_chain", spy)
+    return calls
+
+
+def shown(prior, latents):
+    return ((prior.decode(latents) + 1) / 2).clamp(0, 1)
+
+
+def test_the_autoencoder_space_is_the_decoder(tiny_prior):
+    rows = torch.tensor([3, 0])
+    with torch.no_grad():
+        rendered = space(tiny_prior, chain=None, conditioning=None).render(rows, (0,))
+        assert torch.equal(rendered, shown(tiny_prior, LATENTS[rows]))
+
+
+@pytest.mark.parametrize("injection", ["x0", "none"])
+def test_the_ld3m_space_is_the_chain_and_the_decoder(injection, tiny_prior, chains):
+    rows, chain = torch.tensor([3, 0, 2]), replace(CHAIN, injection=injection)
+    with torch.no_grad():
+        rendered = space(tiny_prior, chain=chain).render(rows, ("a", 1))
+        (call,) = chains
+        expected = reverse_chain(
+            tiny_prior, LATENTS[rows], CONDITIONING[rows], steps=3, guidance_scale=2.0, injection=injection,
+            schedule="linear", noise=call["noise"],
+        )  # fmt: skip
+        torch.testing.assert_close(rendered, shown(tiny_prior, expected), atol=1e-5, rtol=1e-5)
+    assert (call["retain"], call["micro_batch"], call["schedule"]) == (0.5, 2, "linear")
+
+
+def test_fresh_noise_follows_the_purpose_and_fixed_noise_does_not(tiny_prior, chains):
+    for noise in ("fresh", "fixed"):
+        rendering = space(tiny_prior, chain=replace(CHAIN, noise=noise))
+        for purpose in ((0,), (1,), (0,)):
+            with torch.no_grad():
+                rendering.render(torch.arange(4), purpose)
+    fresh, fixed = ([call["noise"] for call in calls] for calls in (chains[:3], chains[3:]))
+    assert torch.equal(fresh[0], fresh[2])
+    assert not torch.equal(fresh[0], fresh[1])
+    assert torch.equal(fixed[0], fixed[1])
+    for noise in (*fresh, *fixed):
+        assert noise.shape == LATENTS.shape
+        assert abs(noise.mean()) < 0.2
+        assert abs(noise.std() - 1) < 0.1
+
+
+def test_an_images_noise_does_not_depend_on_its_company(tiny_prior, chains):
+    rendering = space(tiny_prior)
+    with torch.no_grad():
+        for rows in ([0, 1, 2, 3], [2], [3, 1]):
+            rendering.render(torch.tensor(rows), (7,))
+    whole, single, pair = (call["noise"] for call in chains)
+    assert torch.equal(single, whole[[2]])
+    assert torch.equal(pair, whole[[3, 1]])
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_another_seed_has_another_noise(tiny_prior, chains):
+    for seed in (4, 5):
+        with torch.no_grad():
+            space(tiny_prior, chain=replace(CHAIN, seed=seed)).render(torch.arange(4), (0,))
+    assert not torch.equal(chains[0]["noise"], chains[1]["noise"])
+
+
+@pytest.mark.parametrize("learn", [("latents",), ("conditioning",), BOTH])
+def test_only_what_is_learnt_gets_a_gradient(learn, tiny_prior):
+    rendering = space(tiny_prior, learn=learn)
+    rendering.render(torch.tensor([1, 2]), (0,)).square().sum().backward()
+    for name, parameter in rendering.parameters.items():
+        assert parameter.is_leaf
+        assert parameter.requires_grad == (name in learn)
+        if name in learn:
+            assert (parameter.grad.flatten(1).norm(dim=1) > 0).tolist() == [False, True, True, False]
+        else:
+            assert parameter.grad is None
+
+
+def test_the_parameters_are_copies(tiny_prior):
+    rendering = space(tiny_prior)
+    with torch.no_grad():
+        rendering.parameters["latents"].zero_()
+    rendering.project()
+    assert LATENTS.norm() > 0
+    assert rendering.parameters["latents"].norm() == 0
+
+
+def test_decoded_images_of_another_size_are_resized_with_antialiasing(tiny_prior):
+    with torch.no_grad():
+        rendered = space(tiny_prior, chain=None, conditioning=None, resolution=6).render(torch.arange(4), (0,))
+        decoded = tiny_prior.decode(LATENTS)
+        smooth = F.interpolate(decoded, (6, 6), mode="bilinear", antialias=True, align_corners=False)
+    assert torch.equal(rendered, ((smooth + 1) / 2).clamp(0, 1))
+
+
+def test_an_unconditional_prior_has_latents_alone(reference_prior):
+    prior = reference_prior("ffhq", torch.float32)
+    side = prior.native_resolution // prior.downsample
+    latents = torch.randn(2, prior.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    chain = replace(CHAIN, steps=1)
+    rendering = LatentSpace(prior, latents, None, learn=BOTH, resolution=prior.native_resolution, chain=chain)
+    assert list(rendering.parameters) == ["latents"]
+    images = rendering.render(torch.tensor([1]), (0,))
+    assert images.shape == (1, 3, prior.native_resolution, prior.native_resolution)
+    images.sum().backward()
+    assert (rendering.parameters["latents"].grad.flatten(1).norm(dim=1) > 0).tolist() == [False, True]

@@ -1,0 +1,107 @@
+"""Commands beside `ld3m distill`."""
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+import ld3m
+from ld3m import experts
+from ld3m.priors import train
+
+
+def test_evaluate_compares_with_real_images(small_run, ld3m_command, coloured_folder, tmp_path):
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    options = "--protocol quick --networks ConvNet-w0.06 --repeats 2 --epochs 2 --baselines random --quiet"
+    status, out, _ = ld3m_command("evaluate", run, options)
+    assert status == 0
+    assert "random" in out
+    report = ld3m.evaluation.Report.from_json((run / "evaluation.json").read_text())
+    assert out.strip() == report.table().strip()
+    assert {(row["network"], len(row["accuracies"])) for row in report.rows} == {("ConvNet-w0.06", 2)}
+    assert "ConvNet-w0.06" in (run / "report.html").read_text()
+    assert ld3m_command("evaluate", run, coloured_folder, options)[1] == out
+
+
+def test_evaluate_of_no_run_exits_2(ld3m_command, tmp_path):
+    status, _, err = ld3m_command("evaluate", tmp_path / "nowhere", "builtin")
+    assert status == 2
+    assert re.match(r"ld3m: error: .+nowhere is not a folder", err)
+
+
+def test_export_writes_a_set(small_run, ld3m_command, tmp_path):
+    status, out, _ = ld3m_command("export", small_run, "--to", tmp_path / "set")
+    assert (status, out) == (0, f"exported to {tmp_path / 'set'}\n")
+    assert sorted(str(path.relative_to(tmp_path / "set")) for path in (tmp_path / "set").rglob("*.png")) == [
+        "b/0.png", "g/0.png", "r/0.png",
+    ]  # fmt: skip
+    status, _, err = ld3m_command("export", small_run, "--to", tmp_path / "set", "--format safetensors")
+    assert status == 2
+    assert "is not empty" in err
+    assert ld3m_command("export", small_run, "--to", tmp_path / "set", "--format safetensors --overwrite")[0] == 0
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {"README.md", "images.safetensors"}
+
+
+def test_experts_are_trained_and_used(ld3m_command, small, coloured_folder, tmp_path, monkeypatch):
+    command = [
+        "experts",
+        coloured_folder,
+        "--resolution 16 --width 4 --num-experts 1 --epochs 2 --quiet --out",
+        tmp_path / "e",
+    ]
+    status, out, _ = ld3m_command(*command)
+    assert (status, out) == (0, f"1 experts in {tmp_path / 'e'}\n")
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["expert-00000.safetensors"]
+    monkeypatch.setattr(experts, "_train_epoch", None)  # both find what is there
+    assert ld3m_command(*command)[0] == 0
+    options = "--algorithm mtt --expert-epochs 1 --max-start-epoch 2 --student-steps 1 --experts"
+    assert small(options, tmp_path / "e", "--out", tmp_path / "run")[0] == 0
+    assert ld3m.load(tmp_path / "run").config["experts"] == str(tmp_path / "e")
+
+
+PRIOR = "--resolution 16 --first-stage-steps 2 --first-stage-batch 4 --steps 2 --batch 4 --ch-mult 1 1 --num-heads 2"
+PRIOR += " --model-channels 32 --channel-mult 1 --attention-levels 0 --context-dim 8 --ch 32 --quiet"
+
+
+def test_a_prior_is_trained_and_distilled_with(ld3m_command, coloured_folder, small_options, tmp_path):
+    status, out, _ = ld3m_command("prior train", coloured_folder, PRIOR, "--out", tmp_path / "p")
+    assert status == 0
+    folder = tmp_path / "p" / "prior"
+    assert out == f"prior in {folder}; use it with: ld3m distill {coloured_folder} --prior {folder}\n"
+    prior = ld3m.load_prior(folder)
+    assert (prior.num_classes, prior.class_names, prior.native_resolution) == (3, ("b", "g", "r"), 16)
+    options = small_options.replace("--class-ids 0 1 2", "--learn latents")
+    status, _, err = ld3m_command("distill", coloured_folder, options, "--prior", folder, "--out", tmp_path / "run")
+    assert status == 0, err
+    assert torch.equal(ld3m.load(tmp_path / "run").conditioning, prior.embed(torch.arange(3)))
+
+
+def test_ctrl_c_in_other_commands_exits_130(ld3m_command, coloured_folder, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "claim_folder", interrupted)
+    status, _, err = ld3m_command("prior train", coloured_folder, PRIOR, "--out", tmp_path / "p")
+    assert (status, err.strip().splitlines()[-1]) == (130, "interrupted")
+
+
+def test_info_names_what_there_is(ld3m_command):
+    status, out, _ = ld3m_command("info")
+    assert status == 0
+    lines = dict(re.findall(r"^(\w+) +(.+)$", out, re.M))
+    assert set(lines) == {"versions", "devices", "priors", "networks", "protocols"}
+    assert f"torch {torch.__version__.partition('+')[0]}" in lines["versions"]
+    assert "random:tiny" in lines["priors"]
+    assert "ConvNet, AlexNet, VGG11, ResNet18, ViT" in lines["networks"]
+    assert {"quick", "glad-hard"} <= set(lines["protocols"].split(", "))
+
+
+def test_info_plans_a_budget(ld3m_command, tiny_prior):
+    status, out, _ = ld3m_command("info --budget 20MB --prior random:tiny --ipc 2 --num-classes 3 --steps 4")
+    assert status == 0
+    plan = ld3m.plan_memory(tiny_prior, resolution=16, steps=4, ipc=2, num_classes=3, algorithm="dc", budget="20MB")
+    assert out.splitlines()[-1] == f"plan       {plan}"
+    status, _, err = ld3m_command("info --budget lots --prior random:tiny")
+    assert status == 2
+    assert "memory_budget is a size such as" in err
