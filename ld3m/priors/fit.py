@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,9 +16,9 @@ from ld3m.storage import is_temporary, load_tensors, save_tensors, write_json
 _LOG_EVERY, _CHECKPOINT_EVERY, _WARM_UP = 20, 250, 200
 
 
-def claim_folder(out: Path, config: object, resume: bool) -> None:
+def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> None:
     """Make `out` the folder of a training with these settings, or check that it is one already."""
-    settings = json.loads(json.dumps(asdict(config)))
+    settings = json.loads(json.dumps(settings))
     path = out / "training.json"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out {out} is a file; choose a folder")

@@ -4,6 +4,7 @@ Made for small sets on modest machines: latents are computed once and held; ever
 step), so that a resumed run goes on as if it had not stopped.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def train_prior(
     device = usable(device)
     if sample_every < 1:
         raise ConfigError(f"sample_every is at least 1 step, got {sample_every}")
-    claim_folder(out, config, resume)
+    claim_folder(out, {"data": dataset.name, **dataclasses.asdict(config)}, resume)
     shape = config.shape(dataset.train.num_classes)
     first_stage, denoiser, embedding = build_modules(shape)
     draw = seeds.generator(config.seed, "prior", "initial weights")
