@@ -131,9 +131,8 @@ def test_saved_bytes_are_flat_in_the_number_of_steps(prior):
 def test_peak_resident_size_is_flat_in_the_number_of_steps():
     peaks = {}
     for steps in (10, 40):
-        done = subprocess.run(
-            [sys.executable, __file__, str(steps)], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
+        command = [sys.executable, __file__, str(steps)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
         before, peaks[steps] = json.loads(done.stdout)
         assert peaks[steps] > 1.2 * before, "the chain has to be what sets the peak"
     figures = {f"T={steps}": peak for steps, peak in peaks.items()}

@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py NAME [--data DATA] [--protocol quick] [-- shared settings as name=value]
 
-NAME is a list of variants below. Every run lies in runs/compare-NAME/<variant>; finished ones are kept, so that a broken-off
-comparison goes on. The table goes to benchmarks/results/NAME.json and .md.
+NAME is a list of variants below. Every run lies in runs/compare-NAME/<variant>; finished ones are kept, so that a
+broken-off comparison goes on. The table goes to benchmarks/results/NAME.json and .md.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def main() -> None:
 
     columns = list(next(iter(rows.values())))
     table = [f"| set | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    table += [f"| {n} | " + " | ".join(f"{c[k][0]:.1f} ± {c[k][1]:.1f}" for k in columns) + " |" for n, c in rows.items()]
+    for name, cells in rows.items():
+        table.append(f"| {name} | " + " | ".join(f"{cells[k][0]:.1f} ± {cells[k][1]:.1f}" for k in columns) + " |")
     results = Path(__file__).parent / "results"
     command = f"python benchmarks/compare.py {arguments.name} --data {Path(arguments.data).name} --protocol " \
               f"{arguments.protocol} {' '.join(arguments.settings)}"  # fmt: skip

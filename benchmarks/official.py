@@ -1,8 +1,8 @@
 """The scheme of the released LD3M code, written out on stock diffusers modules, as the baseline of the benchmarks.
 
 One iteration generates without gradients for the loss, then generates again under checkpointing for the gradient: each
-denoiser call is checkpointed, and each transformer block inside it once more; q(Z) is computed anew in every step. Unlike
-the released code it keeps the noise fixed, so that both generations are of the same image.
+denoiser call is checkpointed, and each transformer block inside it once more; q(Z) is computed anew in every step.
+Unlike the released code it keeps the noise fixed, so that both generations are of the same image.
 """
 
 import contextlib
@@ -43,7 +43,9 @@ def generate(
         previous = alphas[taus[i - 1]] if i else alphas[0]
         rows = torch.cat([prior.null_conditioning(len(latents)), conditioning])
         # The timestep is an argument: a closure over the loop's variable would recompute with its last value.
-        call = partial(checkpoint, prior.predict_noise, use_reentrant=False) if state.requires_grad else prior.predict_noise
+        call = prior.predict_noise
+        if state.requires_grad:
+            call = partial(checkpoint, call, use_reentrant=False)
         uncond, cond = call(torch.cat([state, state]), taus[i], rows).chunk(2)
         predicted = uncond + guidance_scale * (cond - uncond)
         clean = (state - (1 - alphas[taus[i]]).sqrt().item() * predicted) / alphas[taus[i]].sqrt().item()

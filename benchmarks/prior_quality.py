@@ -2,9 +2,9 @@
 
     python benchmarks/prior_quality.py [--prior builtin] [--out benchmarks/results/prior_quality.json]
 
-typical: how many of 100 guided samples a class (g = 3, 20 steps) a ConvNet trained on the real training images puts into
-their class. diverse: test accuracy of a ConvNet trained on 600 unguided samples a class, as a share of that of the one
-trained on the 600 real ones.
+typical: how many of 100 guided samples a class (g = 3, 20 steps) a ConvNet trained on the real training images puts
+into their class. diverse: test accuracy of a ConvNet trained on 600 unguided samples a class, as a share of that of the
+one trained on the 600 real ones.
 """
 
 import argparse
@@ -62,7 +62,10 @@ def main() -> None:
     unguided = sample_images(prior, ids, seeds.generator(1, "unguided"), steps=20, guidance_scale=1.0)
     sampled_accuracy = accuracy(fitted(dataset, unguided, ids, seed=0), dataset)
     share = 100 * sampled_accuracy / real_accuracy
-    print(f"diverse: {sampled_accuracy:.1f} % after {per_class} unguided samples a class, {share:.1f} % of real", flush=True)
+    print(
+        f"diverse: {sampled_accuracy:.1f} % on {per_class} unguided samples a class, {share:.1f} % of real",
+        flush=True,
+    )
 
     result = {
         "command": f"python benchmarks/prior_quality.py --prior {arguments.prior}",

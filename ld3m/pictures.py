@@ -73,9 +73,10 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], title: str, 
         )
 
     for k in range(5):
-        x, y = x0 + (x1 - x0) * k / 4, y0 + (y1 - y0) * k / 4
+        y = y0 + (y1 - y0) * k / 4
         draw.line([place(x0, y), place(x1, y)], _RULE)
         draw.text((6, place(x0, y)[1] - 7), f"{10**y if log else y:.3g}", _INK, font=font)
+    for x in sorted({round(x0 + (x1 - x0) * k / 4) for k in range(5)}):  # steps and iterations are whole numbers
         draw.text((place(x, y0)[0] - 10, height - bottom + 8), f"{x:g}", _INK, font=font)
     for k, (name, points) in enumerate(kept.items()):
         colour = _COLOURS[k % len(_COLOURS)]
