@@ -146,7 +146,7 @@ PRESETS: dict[str, dict[str, object]] = {
     # Sized for five minutes, evaluation included, on two CPU cores; found in benchmarks/NOTES.md.
     "builtin": {
         "lr": {"dc": 0.3, "dm": 0.3, "mtt": 100.0},
-        "pixel_lr": {"dc": 0.1, "dm": 1.0, "mtt": 100.0},
+        "pixel_lr": {"dc": 1.0, "dm": 1.0, "mtt": 100.0},
         "iterations": 50,
         "steps": 10, "width": 64, "real_batch": 32, "num_experts": 4, "expert_training_epochs": 6,
         "expert_epochs": 2, "max_start_epoch": 4, "student_steps": 10, "evaluate": "quick",

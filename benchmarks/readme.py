@@ -1,0 +1,86 @@
+"""Write README's section of results from the files in benchmarks/results.
+
+python benchmarks/readme.py
+"""
+
+import json
+from pathlib import Path
+
+from ld3m.evaluation import Report
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- /results -->"
+
+
+def accuracies(name: str, heading: str) -> str:
+    """Return a stored evaluation as a Markdown table, or nothing where it was not run."""
+    path = RESULTS / name
+    if not path.is_file():
+        return ""
+    report = Report.from_json(path.read_text())
+    networks = list(dict.fromkeys(row["network"] for row in report.rows))
+    cells = {(row["set"], row["network"]): f"{row['mean']:.1f} ± {row['std']:.1f}" for row in report.rows}
+    lines = [heading, "", f"| set | {' | '.join(networks)} | unseen mean |", "|---" * (len(networks) + 2) + "|"]
+    for name, (mean, std) in report.unseen.items():
+        lines.append(f"| {name} | {' | '.join(cells[name, n] for n in networks)} | **{mean:.1f} ± {std:.1f}** |")
+    return "\n".join([*lines, ""])
+
+
+def chain() -> str:
+    content = json.loads((RESULTS / "chain_cpu.json").read_text())
+    seconds, ratios = content["time"]["seconds"], content["time"]["ratios"]
+    growth = 100 * content["saved bytes"]["growth"]
+    lines = [
+        f"One forward and backward pass of the chain ({content['setting']}, {content['machine']}, torch "
+        f"{content['torch']}; `{content['command']}`):",
+        "",
+        "| scheme | s | against the released scheme | bytes held, T = 10 → 40 |",
+        "|---|---|---|---|",
+        f"| released: generate, generate again, checkpoint | {seconds['official']:.2f} | 1 | |",
+        f"| ld3m, nothing kept | {seconds['recompute']:.2f} | ×{ratios['recompute']:.2f} faster | {growth:+.1f} % |",
+        f"| ld3m, everything kept | {seconds['retain']:.2f} | ×{ratios['retain']:.2f} faster | linear in T |",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def prior() -> str:
+    content = json.loads((RESULTS / "prior_quality.json").read_text())
+    guided, own = content["typical_percent"], content["real_accuracy_percent"]
+    return (
+        f"The embedded prior: {guided:.1f} % of guided samples fall into their class by a network trained on real\n"
+        f"images ({own:.1f} % accurate itself); a network trained on 600 unguided samples a class reaches\n"
+        f"{content['diverse_percent_of_real']:.1f} % of the accuracy of one trained on as many real images\n"
+        f"(`{content['command']}`; [recipe and samples](benchmarks/results/prior/README.md)).\n"
+    )
+
+
+def spaces() -> str:
+    path = RESULTS / "spaces.md"
+    return f"What the skip, the chain and the prior are worth:\n\n{path.read_text()}" if path.is_file() else ""
+
+
+MAIN_JOB = (
+    "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
+    "mean ± standard deviation of five trainings):"
+)
+GLAD_HARD = "The same set by `ld3m evaluate RUN --protocol glad-hard --networks AlexNet VGG11 ResNet18 --repeats 5`:"
+
+
+def main() -> None:
+    sections = [
+        accuracies("main_job.json", MAIN_JOB),
+        accuracies("main_job_glad_hard.json", GLAD_HARD),
+        spaces(),
+        chain(),
+        prior(),
+    ]
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    body = "\n".join(section for section in sections if section)
+    readme.write_text(f"{before}{BEGIN}\n## Results\n\n{body}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
