@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "ld3m/__init__.py").read_t
 setup(
     name="ld3m",
     version=VERSION,
-    description="Distil an image data set into a few synthetic images per class through a frozen latent diffusion model",
+    description="Distil an image data set into a few synthetic images per class through a frozen diffusion model",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -27,7 +27,7 @@ setup(
         "diffusers>=0.42",  # modules of the priors, converters of their checkpoints
         "safetensors>=0.4.5",  # weights, checkpoints, results: files that cannot run code
         "numpy",  # Pillow's pictures to tensors
-        "Pillow>=10.1",  # decoding, grids, charts
+        "Pillow>=10.4",  # decoding, grids, charts
         "tyro>=0.9",  # the command line from the config dataclasses
         "tqdm",  # progress bars
         "PyYAML",  # config files, CompVis configurations

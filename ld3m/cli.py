@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,6 +93,8 @@ class ExpertsCommand:
     """Network to train."""
     width: int | None = None
     """Its width."""
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
     num_experts: int = 100
     """Trajectories in all."""
     epochs: int = 15
@@ -135,8 +138,10 @@ class PriorTrainCommand:
     training: Flat[PriorTraining] = field(default_factory=PriorTraining)
     resume: bool = False
     """Go on with the training in --out."""
-    sample_every: int = 500
+    preview_every: int = 500
     """Denoiser steps between two grids of samples."""
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
     quiet: bool = False
@@ -267,8 +272,9 @@ def _experts(argv: list[str]) -> None:
     from ld3m.experts import train_experts
 
     command = _parse(ExpertsCommand, argv)
-    dataset = load(command.data, resolution=command.resolution, seed=command.seed)
-    options = {k: v for k, v in vars(command).items() if k not in ("out", "data", "resolution", "quiet")}
+    named = ("out", "data", "resolution", "holdout", "quiet")
+    dataset = load(command.data, resolution=command.resolution, holdout=command.holdout)
+    options = {k: v for k, v in vars(command).items() if k not in named}
     train_experts(dataset, command.out, **options, progress=not command.quiet)
     print(f"{command.num_experts} experts in {command.out}")
 
@@ -281,18 +287,20 @@ def _export(argv: list[str]) -> None:
 
 
 def _train_prior(argv: list[str]) -> None:
+    from ld3m.chain import save_samples
     from ld3m.data import load
     from ld3m.priors.train import train_prior
 
     command = _parse(PriorTrainCommand, argv)
-    dataset = load(command.data, resolution=command.training.resolution, seed=command.training.seed)
+    dataset = load(command.data, resolution=command.training.resolution, holdout=command.holdout)
     folder = train_prior(
         dataset,
         command.out,
         command.training,
         device=command.device,
         resume=command.resume,
-        sample_every=command.sample_every,
+        preview=partial(save_samples, seed=command.training.seed),
+        preview_every=command.preview_every,
         progress=not command.quiet,
     )
     print(f"prior in {folder}; use it with: ld3m distill {command.data} --prior {folder}")

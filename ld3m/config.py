@@ -62,13 +62,13 @@ class DistillConfig:
     network: str = "ConvNet"
     """Network whose gradients, features or trajectories are matched."""
     width: int | None = None
-    """Its width."""
+    """Its width, of ConvNet alone; the others scale by their name, such as AlexNet-w0.5."""
     metric: str = "layerwise-cosine"
     """Distance of gradients (dc): "layerwise-cosine", "mse", "cosine"."""
     lr: float | None = None
     """Learning rate of latents and conditioning (SGD, momentum 0.5)."""
     real_batch: int | None = None
-    """Real images a class and iteration."""
+    """Real images a class and iteration; all of a class that has fewer."""
     augment: bool = True
     """Differentiable siamese augmentation (DSA)."""
     experts: str | None = None
@@ -181,6 +181,8 @@ def resolve(config: DistillConfig, native_resolution: int) -> DistillConfig:
     filled = {key: value[config.algorithm] if isinstance(value, Mapping) else value for key, value in preset.items()}
     if config.space == "pixel":
         filled["lr"] = pixel_lr.get(config.algorithm, filled["lr"])
+    if not config.network.startswith("ConvNet"):
+        del filled["width"]
     filled |= {"preset": name, "resolution": resolution, "dtype": "float32"}
     return replace(config, **{key: value for key, value in filled.items() if getattr(config, key) is None})
 

@@ -23,7 +23,7 @@ from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
 from ld3m.storage import metadata_of, save_tensors
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def train_experts(
@@ -78,7 +78,7 @@ def train_experts(
     for file in files:
         if file.exists():
             _check(file, plan, metadata)
-    _log.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
+    logger.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
     with tqdm(total=len(missing) * epochs, desc="experts", unit="epoch", disable=None if progress else True) as bar:
         for index, file in missing.items():
             generator = seeds.generator(seed, "expert", index)
@@ -164,16 +164,16 @@ def _train_epoch(
 ) -> float:
     """Run one epoch of SGD in place; return the mean loss over batches."""
     device = next(network.parameters()).device
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    optimiser = torch.optim.SGD(network.parameters(), lr=lr)
     losses = []
     for indices in torch.randperm(len(dataset.train), generator=generator).split(batch_size):
         images = dataset.normalise(dataset.train.batch(indices).to(device))
         if augment:
             images = dsa.augment(images, generator)
         loss = F.cross_entropy(network(images), dataset.train.labels[indices].to(device))
-        optimizer.zero_grad()
+        optimiser.zero_grad()
         loss.backward()
-        optimizer.step()
+        optimiser.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
 

@@ -1,18 +1,16 @@
 """What a finished distillation leaves in its folder: images, curves, evaluation, result.json, report.html."""
 
-import json
 import logging
 import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from ld3m.evaluation import evaluate
 from ld3m.preparation import Job
-from ld3m.report import draw_curves, write_report
+from ld3m.report import draw_curves, read_mapping, write_report
 from ld3m.result import Result
 from ld3m.storage import write_json
 
@@ -23,8 +21,8 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
     """Write everything but the checkpoint; an evaluation that is there already is kept.
 
     Args:
-        seconds: of the distillation, this session of it.
-        seconds_per_iteration: None when nothing was left to iterate.
+        seconds: of this process's part of the distillation.
+        seconds_per_iteration: None when nothing was left to iterate: what result.json says then stays.
     """
     folder = job.folder.path
     result.save(folder)
@@ -38,14 +36,16 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
             seed=job.config.seed,
             progress=progress,
         )
-    write_json(folder / "result.json", _summary(job, folder, seconds, seconds_per_iteration))
+    evaluation = read_mapping(folder / "evaluation.json")
+    facts = read_mapping(folder / "result.json") if seconds_per_iteration is None else {}
+    facts = facts or _measured(job, seconds, seconds_per_iteration)
+    protocol = evaluation["protocol"]["name"] if evaluation else job.config.evaluate
+    write_json(folder / "result.json", facts | {"protocol": protocol, "accuracy": evaluation.get("unseen")})
     write_report(folder)
     return result
 
 
-def _summary(job: Job, folder: Path, seconds: float, seconds_per_iteration: float | None) -> dict[str, object]:
-    path = folder / "evaluation.json"
-    evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _measured(job: Job, seconds: float, seconds_per_iteration: float | None) -> dict[str, object]:
     is_cuda = job.device.type == "cuda"
     cpu = f"cpu ({platform.processor() or platform.machine()})"
     # Linux counts the peak resident size in KiB, macOS in bytes.
@@ -60,8 +60,6 @@ def _summary(job: Job, folder: Path, seconds: float, seconds_per_iteration: floa
         "iterations": job.config.iterations,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(job.device) if is_cuda else resident,
         "peak_memory_of": "CUDA allocator" if is_cuda else "resident size of the process",
-        "protocol": job.config.evaluate,
-        "accuracy": None if evaluation is None else evaluation["unseen"],
     }
 
 

@@ -1,6 +1,6 @@
 """One iteration of matching: render, compare with real images, back-propagate into the space's parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -37,17 +37,15 @@ class ClassMatching:
         self, space: Space, dataset: Dataset, config: DistillConfig, *, classes_in_flight: int, device: torch.device
     ) -> None:
         self.space, self.dataset, self.config, self.device = space, dataset, config, device
-        self.classes_in_flight = classes_in_flight
         self.parameters: list[tuple[str, Tensor, float]] = []
-        indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
-        self._real_batch = min(config.real_batch, *(len(index) for index in indices))
-        self._indices = indices
+        self._indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
+        self._groups = groups_of([min(config.real_batch, len(index)) for index in self._indices], classes_in_flight)
 
     def backward(self, iteration: int) -> float:
         network = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
         network = network.to(self.device).train()
         total = 0.0
-        for labels in torch.arange(self.dataset.train.num_classes).split(self.classes_in_flight):
+        for labels in self._groups:
             rows = rows_of(labels, self.config.ipc)
             rendered = self.space.render(rows.to(self.device), (iteration,))
             synthetic = self.dataset.normalise(rendered).unflatten(0, (len(labels), self.config.ipc))
@@ -65,7 +63,7 @@ class ClassMatching:
     def _real(self, iteration: int, label: int) -> Tensor:
         draw = seeds.generator(self.config.seed, "real", iteration, label)
         index = self._indices[label]
-        picks = index[torch.randperm(len(index), generator=draw)[: self._real_batch]]
+        picks = index[torch.randperm(len(index), generator=draw)[: self.config.real_batch]]
         return self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
 
     def _augmented(self, iteration: int, labels: list[int], real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,6 +126,12 @@ class TrajectoryMatching:
             yield drawn.pop().to(self.device)
 
 
+def groups_of(real_batches: Sequence[int], most: int) -> list[Tensor]:
+    """Cut classes into groups (C,) of at most `most` that have equally many real images, so that these stack."""
+    sizes = torch.tensor(real_batches)
+    return [group for size in sizes.unique() for group in (sizes == size).nonzero().flatten().split(most)]
+
+
 def rows_of(labels: Tensor, ipc: int) -> Tensor:
     """Return the rows of the images of these classes, class-major."""
     return (labels[:, None] * ipc + torch.arange(ipc)).flatten()  # (C,) -> (C · ipc,)
@@ -138,11 +142,6 @@ def _network(config: DistillConfig, dataset: Dataset, draw: torch.Generator) -> 
         config.network,
         num_classes=dataset.train.num_classes,
         resolution=dataset.resolution,
-        width=network_width(config),
+        width=config.width,
         generator=draw,
     )
-
-
-def network_width(config: DistillConfig) -> int | None:
-    """Return the width to build the network with; only ConvNet takes one, the others scale by their name."""
-    return config.width if config.network.startswith("ConvNet") else None

@@ -12,13 +12,15 @@ from torch import Tensor
 from ld3m import config as configuration
 from ld3m import data as data_room
 from ld3m import networks, result, seeds
+from ld3m.chain import chain_table
 from ld3m.config import DistillConfig
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
+from ld3m.evaluation import PROTOCOLS
 from ld3m.experts import Experts, load_experts, train_experts
 from ld3m.memory import Plan, plan_memory
-from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching, network_width
+from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.priors import Prior, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
@@ -64,9 +66,7 @@ def prepare(
     )
     config = configuration.resolve(config, prior.native_resolution)
     _check(config, prior)
-    dataset = data_room.load(
-        data, resolution=config.resolution, holdout=config.holdout, strict=config.strict, seed=config.seed
-    )
+    dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
     dataset.train.require_per_class(config.ipc, "--ipc")
     if config.evaluate != "none" and dataset.test is None:
         raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
@@ -109,21 +109,37 @@ def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, obj
 
 def _check(config: DistillConfig, prior: Prior) -> None:
     """Refuse what can be refused before any data is read."""
-    from ld3m.chain import chain_table
-    from ld3m.evaluation import PROTOCOLS
-
-    networks.blueprint(config.network, num_classes=10, resolution=config.resolution)
+    networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
     chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
-    configuration.one_of(config.evaluate, "evaluate", (*PROTOCOLS, "none"))
-    if config.space != "pixel" and config.resolution % prior.downsample:
+    _check_protocol(config)
+    if config.space != "pixel" and config.latent_size is None and config.resolution % prior.downsample:
         raise ConfigError(
             f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
             f"{config.resolution}"
         )
-    if config.space == "ld3m" and prior.conditioning_shape is None and "latents" not in config.learn:
-        raise ConfigError(f"{prior.name} is unconditional, so learn needs 'latents'; got {list(config.learn)}")
+    latent_size = config.latent_size or config.resolution // prior.downsample
+    if config.space == "ld3m" and latent_size % prior.latent_multiple:
+        raise ConfigError(
+            f"{prior.name} takes latents whose side is a multiple of {prior.latent_multiple}, got {latent_size}; "
+            f"choose a resolution divisible by {prior.latent_multiple * prior.downsample}, or latent_size"
+        )
+    if "latents" not in config.learn and (config.space != "ld3m" or prior.conditioning_shape is None):
+        reason = f"{prior.name} is unconditional" if config.space == "ld3m" else f"space {config.space!r} has no chain"
+        raise ConfigError(f"{reason}, so learn needs 'latents'; got {list(config.learn)}")
     if config.class_ids is not None:
         match_classes(prior, config.class_ids, [None] * len(config.class_ids), config.class_ids)
+
+
+def _check_protocol(config: DistillConfig) -> None:
+    configuration.one_of(config.evaluate, "evaluate", (*PROTOCOLS, "none"))
+    for name in PROTOCOLS[config.evaluate].networks if config.evaluate != "none" else ():
+        try:
+            networks.blueprint(name, num_classes=10, resolution=config.resolution)
+        except ConfigError as error:
+            raise ConfigError(
+                f"evaluate {config.evaluate!r} cannot be done at {config.resolution} px: {error}; choose another "
+                "resolution, or evaluate none"
+            ) from error
 
 
 def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
@@ -241,7 +257,7 @@ def _open_experts(folder: str | Path, config: DistillConfig, dataset: Dataset) -
     return load_experts(
         folder,
         network=config.network,
-        width=network_width(config),
+        width=config.width,
         num_classes=dataset.train.num_classes,
         resolution=dataset.resolution,
         epochs=config.max_start_epoch - 1 + config.expert_epochs,
@@ -255,7 +271,7 @@ def _train_experts(job: Job, progress: bool) -> Path:
         job.dataset,
         folder,
         network=job.config.network,
-        width=network_width(job.config),
+        width=job.config.width,
         num_experts=job.config.num_experts,
         epochs=job.config.expert_training_epochs,
         augment=job.config.augment,

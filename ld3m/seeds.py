@@ -28,6 +28,8 @@ def scoped_global_rng(seed: int, *purpose: object) -> Iterator[None]:
 
     Only for what takes no generator of its own: dropout inside a network.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    # Devices that nothing has used yet are left alone: forking their generators would make a context on each.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *purpose))
         yield

@@ -1,6 +1,7 @@
 """What all rooms share: the reference tensors' folder, the error measure, and hypothesis with fixed seeds."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,12 @@ from ld3m import cli, pictures
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ld3m")
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> None:
+    """Undo what the command line sets for its process, so that tests see the same log in any order."""
+    logging.getLogger("ld3m").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from PIL import Image
 
 import ld3m
 from ld3m import experts, objectives
-from ld3m.config import build
+from ld3m.config import PRESETS, build
 from ld3m.errors import ConfigError, NumericsError
 from ld3m.objectives import ClassMatching
 from ld3m.preparation import prepare
@@ -99,7 +99,7 @@ def test_the_output_folder_is_complete(run):
 
 def test_result_json_says_what_the_run_was(run):
     facts = json.loads((run.path / "result.json").read_text())
-    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or facts["versions"]["torch"]
+    assert facts["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert (facts["seed"], facts["iterations"], facts["protocol"], facts["accuracy"]) == (0, 3, "none", None)
     assert facts["device"].startswith("cpu")
     assert 0 < facts["seconds_per_iteration"] < facts["seconds"] < 60
@@ -120,7 +120,9 @@ def test_the_stored_settings_run_again(run, coloured, tmp_path):
     assert bytes_of(again) == bytes_of(run)
 
 
-@pytest.mark.parametrize("more", [{}, {"noise": "fixed"}, {"algorithm": "mtt", "lr": 1.0}, {"network": "ViT-w0.1"}])
+@pytest.mark.parametrize(
+    "more", [{}, {"noise": "fixed"}, {"algorithm": "mtt", "lr": 1.0}, {"network": "ViT-w0.1", "width": None}]
+)
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(more, distill_small, tmp_path):
     runs = []
     for k, seed in enumerate((5, 5, 6)):
@@ -138,7 +140,7 @@ def test_a_folder_changes_nothing(distill_small, run):
 def test_the_global_generator_is_left_alone(distill_small):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    distill_small(iterations=1, network="ViT-w0.1")
+    distill_small(iterations=1, network="ViT-w0.1", width=None)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -182,7 +184,11 @@ def test_the_presets_learning_rate_is_used(distill_small, monkeypatch):
         result = distill_small(iterations=1, space="autoencoder", **settings)
         return float(shift - result.latents[0, 0, 0, 0]), result.config["lr"]
 
-    for settings, rate in (({"preset": "paper", "algorithm": "dc"}, 1e-3), ({"preset": "released"}, 1.0), ({}, 0.1)):
+    for settings, rate in (
+        ({"preset": "paper", "algorithm": "dc"}, 1e-3),
+        ({"preset": "released"}, 1.0),
+        ({}, PRESETS["builtin"]["lr"]["dm"]),
+    ):
         assert moved(**settings) == (pytest.approx(rate, rel=1e-3), rate)
 
 
@@ -209,10 +215,10 @@ def test_what_is_not_learnt_stays_bit_for_bit(learnt, untouched, distill_small, 
         {"class_ids": (2, 1, 0)},
         {"metric": "mse", "algorithm": "dc"},
         {"augment": False},
-        {"lr": 0.3},
+        {"lr": 0.2},
         {"real_batch": 2},
         {"width": 4},
-        {"network": "AlexNet-w0.1"},
+        {"network": "AlexNet-w0.1", "width": None},
     ],
     ids=str,
 )
@@ -241,7 +247,7 @@ def test_a_small_budget_streams_classes_to_the_same_result(distill_small, relati
     seen = []
     backward = ClassMatching.backward
     monkeypatch.setattr(
-        ClassMatching, "backward", lambda self, i: (seen.append(self.classes_in_flight), backward(self, i))[1]
+        ClassMatching, "backward", lambda self, i: (seen.append(max(map(len, self._groups))), backward(self, i))[1]
     )
     small, large = (distill_small(memory_budget=budget, lr=0.01, iterations=1) for budget in (3_000_000, "1GB"))
     assert seen == [1, 3]

@@ -163,6 +163,29 @@ def test_the_real_batch_has_that_many_different_images_of_the_class(job, monkeyp
     assert {tuple(sorted(p.tolist())) for p in batches[:3]} != {tuple(sorted(p.tolist())) for p in batches[3:]}
 
 
+def test_a_small_class_leaves_the_others_their_real_batch(coloured, tiny_prior, network, relative_error):
+    images, labels = coloured
+    kept = (labels != 1) | (torch.arange(36) < 9)
+    settings = {"prior": tiny_prior, "steps": 2, "ipc": IPC, "width": 4, "class_ids": (0, 3, 1), "augment": False}
+    settings |= {"algorithm": "dm", "evaluate": "none", "real_batch": 100, "holdout": 0.0}
+    made = prepare((images[kept], labels[kept]), settings, out=None, resume=False, overwrite=False)
+    loss = objective_of(made, progress=False).backward(0)
+    train, rendered = made.dataset.train, made.dataset.normalise(made.space.render(torch.arange(6), (0,)))
+    members = [train.of_class(k) for k in range(3)]
+    assert [len(index) for index in members] == [12, 3, 12]
+    expected = sum(
+        plain_dm(network, made.dataset.normalise(train.batch(members[k])), rendered[k * IPC : (k + 1) * IPC], k)
+        for k in range(3)
+    )
+    got = gradients_of(made.space)
+    for parameter in made.space.parameters.values():
+        parameter.grad = None
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    for name, grad in gradients_of(made.space).items():
+        assert relative_error(got[name], grad) < 2e-4, name
+
+
 def batch(self, picks):
     return self.images[picks].float() / 255
 

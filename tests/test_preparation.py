@@ -159,12 +159,27 @@ REFUSED = [
     ({"class_ids": (0, -1, 1)}, InputError, r"class_ids of random:tiny go from 0 to 3, .+ got \[-1\]"),
     ({"class_ids": (0, 1)}, InputError, "class_ids needs one id a class: 3 classes, got 2 ids"),
     ({"network": "LeNet"}, ConfigError, "unknown network 'LeNet'; did you mean AlexNet.+ConvNet, AlexNet, VGG11"),
+    ({"network": "AlexNet", "width": 8}, ConfigError, "AlexNet takes no width; .+ AlexNet-w0.5"),
+    (
+        {"space": "autoencoder", "learn": ("conditioning",)},
+        ConfigError,
+        r"space 'autoencoder' has no chain, so learn needs 'latents'; got \['conditioning'\]",
+    ),
     ({"prior": "nosuch"}, ConfigError, "prior is one of builtin, random:cin256, .+; got 'nosuch'"),
     ({"prior": "random:nosuch"}, ConfigError, "random priors are .+; got 'random:nosuch'"),
     ({"schedule": "sine"}, ConfigError, "schedule is one of linear, cosine, quadratic, exponential .+ got 'sine'"),
     ({"injection": "z"}, ConfigError, "injection is one of x0, mean, none, got 'z'"),
     ({"evaluate": "fast"}, ConfigError, "evaluate is one of (quick, glad-hard|glad-hard, quick), none; got 'fast'"),
-    ({"evaluate": "quick", "holdout": 0.0}, DataError, "evaluate 'quick' needs a test split; give holdout above 0"),
+    (
+        {"evaluate": "quick"},
+        ConfigError,
+        "evaluate 'quick' cannot be done at 16 px: VGG11 pools five times .+ got 16; choose another resolution, or",
+    ),
+    (
+        {"evaluate": "quick", "holdout": 0.0, "resolution": 32},
+        DataError,
+        "evaluate 'quick' needs a test split; give holdout above 0",
+    ),
     ({"device": "nosuch"}, ConfigError, "device 'nosuch' cannot be used here"),
     ({"memory_budget": "lots"}, ConfigError, "memory_budget is a size such as .+got 'lots'"),
     ({"memory_budget": 1000}, ConfigError, "memory_budget of 0.00 MB does not hold"),
@@ -218,6 +233,14 @@ def test_an_unconditional_prior_takes_no_classes(make, reference_prior, tmp_path
     with pytest.raises(ConfigError, match=r"is unconditional, so learn needs 'latents'; got \['conditioning'\]"):
         make(prior=prior, class_ids=None, learn=("conditioning",))
     assert list(make(prior=prior, class_ids=None).space.parameters) == ["latents"]
+    with pytest.raises(ConfigError, match=r"side is a multiple of 2, got 5; choose a resolution divisible by 8"):
+        make(prior=prior, class_ids=None, resolution=20)
+
+
+def test_any_resolution_may_be_resized_to_from_a_latent_size(make):
+    job = make(latent_size=8, resolution=15, class_ids=(2, 0, 1))
+    assert job.space.parameters["latents"].shape == (3, 3, 8, 8)
+    assert job.space.render(torch.arange(3), (0,)).shape == (3, 3, 15, 15)
 
 
 def test_trajectories_need_a_place(make):

@@ -1,6 +1,16 @@
 """The reverse chain: from latents and conditioning to the latents that are decoded."""
 
 from ld3m.chain.reverse import reverse_chain
+from ld3m.chain.samples import sample_images, save_samples
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES, ChainTable, chain_table, timesteps
 
-__all__ = ["INJECTIONS", "SCHEDULES", "ChainTable", "chain_table", "reverse_chain", "timesteps"]
+__all__ = [
+    "INJECTIONS",
+    "SCHEDULES",
+    "ChainTable",
+    "chain_table",
+    "reverse_chain",
+    "sample_images",
+    "save_samples",
+    "timesteps",
+]

@@ -1,6 +1,6 @@
 """The differentiable reverse chain, one generation for the image and its gradient.
 
-With λ the cotangent of the state after step i (DESIGN: z ← a z + b ε̂(z, c) + d · injected),
+With λ the cotangent of the state after a step z ← a z + b ε̂(z, c) + d · injected,
 
     cotangent of ε̂        b λ, split over the two guidance rows as (1−g) b λ and g b λ
     cotangent of injected  += d λ

@@ -14,7 +14,7 @@ from ld3m.data.items import TEST_SPLITS, Items, Source, check_same_classes
 from ld3m.data.pixels import EXTENSIONS, open_image
 from ld3m.errors import DataError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _TRAIN = ("train", "training")
 _MAX_MEMBER_BYTES = 2**28  # a longer archive member is taken for a decompression bomb
 
@@ -40,7 +40,7 @@ def read_folder(path: Path) -> Source:
 
     test_name = next((splits[name] for name in TEST_SPLITS if name in splits), None)
     if unused := sorted(set(splits.values()) - {train_name, test_name}):
-        _log.warning("%s: beside %s and %s, %s is not read", path, train_name, test_name, ", ".join(unused))
+        logger.warning("%s: beside %s and %s, %s is not read", path, train_name, test_name, ", ".join(unused))
     train = _classes(files, folders, (*top, train_name), path)
     if test_name is None:
         return _source(path, len(top), train, None, read)

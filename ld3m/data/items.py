@@ -17,7 +17,7 @@ from torch import Tensor
 from ld3m.data.pixels import allocate, fit, quantise
 from ld3m.errors import DataError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 TEST_SPLITS = ("test", "val", "valid", "validation")  # in order of preference
 _GROUP = 1024  # images under way at once: bounds the memory when decoding is faster than the disk of the memory map
 
@@ -115,7 +115,7 @@ def decode(
         first, reason = next(iter(failures.items()))
         if not kept:
             raise DataError(f"none of the {count} {split_name} images can be read; {items.keys[first]}: {reason}")
-        _log.warning(
+        logger.warning(
             "skipped %d of %d %s images that cannot be read, the first is %s (%s)",
             len(failures), count, split_name, items.keys[first], reason,
         )  # fmt: skip

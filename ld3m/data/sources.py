@@ -15,7 +15,7 @@ from ld3m.data.items import Items, Source, decode, split
 from ld3m.data.tensors import read_object
 from ld3m.errors import DataError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _HOLDOUT = 0.1
 
 
@@ -68,7 +68,7 @@ def load(
     train_set = _image_set(train, raw.class_names, "train", decode_items)
     test_set = None if test is None else _image_set(test, raw.class_names, "test", decode_items)
     wnids = raw.wnids or (None,) * len(raw.class_names)
-    _log.info("%s: %d classes, %d training images", raw.name, len(raw.class_names), len(train_set))
+    logger.info("%s: %d classes, %d training images", raw.name, len(raw.class_names), len(train_set))
     return Dataset(
         raw.name, train_set, test_set, *channel_statistics(train_set.images), raw.class_names, wnids, resolution
     )

@@ -8,7 +8,7 @@ from ld3m.evaluation.runner import Training
 from ld3m.storage import write_json
 
 FILE = "evaluation-progress.json"
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -46,5 +46,5 @@ class Progress:
         try:
             return dict(json.loads(self.path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            _log.warning("%s is damaged (%s): its trainings are run again", self.path, error)
+            logger.warning("%s is damaged (%s): its trainings are run again", self.path, error)
             return {}

@@ -30,7 +30,7 @@ def open_subject(subject: object, data: object) -> tuple[Result, Dataset, Path |
     images, labels = _images_and_labels(result)
     config = result.config if isinstance(result, Result) else {}
     # Where the data has no test split, the part that is held out follows from the settings of the distillation.
-    data = load_data(data, resolution=images.shape[-1], holdout=config.get("holdout"), seed=int(config.get("seed", 0)))
+    data = load_data(data, resolution=images.shape[-1], holdout=config.get("holdout"))
     if not isinstance(result, Result):
         result = Result(images, labels, data.class_names, None, None, {}, data.mean, data.std)
     _check_classes(result, data)

@@ -13,7 +13,7 @@ from ld3m.data import Dataset
 from ld3m.evaluation.protocols import Protocol, Recipe, ema_decay, learning_rate
 from ld3m.matching import dsa
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones leave the cache
 _CHUNK_PIXELS_DEVICE = 2500 * 32**2
 
@@ -49,7 +49,7 @@ def train_and_test(
     with scope, torch.enable_grad():
         loss = train(network, images, labels, protocol, protocol.recipe(name), generator, each_epoch)
     if not loss.isfinite():
-        _log.warning("the loss of %s ended as %s: its learning rate does not suit these images", name, float(loss))
+        logger.warning("the loss of %s ended as %s: its learning rate does not suit these images", name, float(loss))
     return accuracy(network, data)
 
 

@@ -13,6 +13,7 @@ __all__ = ["NAMES", "Prior", "load_prior"]
 
 NAMES = ("builtin", *(f"random:{name}" for name in RANDOM_NAMES))
 
+_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")  # a path that is not there, not a hub id
 _EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -37,7 +38,7 @@ def load_prior(
     """
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
-    if config is not None and not (Path(source).is_file()):
+    if config is not None and not Path(source).expanduser().is_file():
         raise ConfigError(f"config goes with a CompVis checkpoint file, got the prior {str(source)!r}")
     return _load(str(source), None if config is None else Path(config), dtype).to(device=device)
 
@@ -54,7 +55,7 @@ def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
         return folder.load_folder(path, dtype=dtype)
     if path.is_file():
         return compvis.load_compvis(path, config, dtype=dtype)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.suffix:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _FILES:
         return folder.load_folder(_download(source), dtype=dtype)
     raise ConfigError(
         f"prior is one of {', '.join(NAMES)}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; "

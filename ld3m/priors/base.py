@@ -17,7 +17,7 @@ class Prior:
         first_stage: diffusers `VQModel` or `AutoencoderKL`.
         denoiser: called as `denoiser(latents, timestep)` or `denoiser(latents, timestep, conditioning)`; returns an
             object with the noise prediction as `.sample`.
-        class_embedding: weight (rows, dim) or (rows, tokens · dim); None when unconditional.
+        class_embedding: weight (rows, dim), one token a class; None when unconditional.
         alphas_cumprod: (1000,) float64.
         scale_factor: latents = scale_factor × the first stage's own.
         native_resolution: image pixels the denoiser was trained on.
@@ -67,6 +67,12 @@ class Prior:
         for module in self.modules():
             nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
         return self
+
+    @property
+    def latent_multiple(self) -> int:
+        """What a side of the latents is a multiple of; a U-Net with cross-attention takes any."""
+        config = self.denoiser.config
+        return 1 if "cross_attention_dim" in config else 2 ** (len(config.block_out_channels) - 1)
 
     @property
     def dtype(self) -> torch.dtype:

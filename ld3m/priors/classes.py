@@ -18,8 +18,9 @@ def match_classes(
 ) -> list[int]:
     """Return the prior's class id for every class of a data set.
 
-    A class is matched by name where the prior knows its names, by wnid or name where it has the 1,000 of ILSVRC,
-    and starts from the null class where neither holds, which is logged.
+    A class is matched by name where the prior knows its names, by wnid or name where it has the 1,000 of ILSVRC (by
+    index where the data's 1,000 are named by theirs), and starts from the null class where neither holds, which is
+    logged.
 
     Args:
         class_names, wnids: of the data set, in label order.
@@ -36,6 +37,8 @@ def match_classes(
                 f"class; got {wrong}"
             )
         return list(class_ids)
+    if prior.num_classes == 1000 and set(class_names) == set(map(str, range(1000))):
+        return [int(name) for name in class_names]
     found = [_match(prior, name, wnid) for name, wnid in zip(class_names, wnids, strict=True)]
     if unmatched := [name for name, k in zip(class_names, found, strict=True) if k is None]:
         logger.warning(

@@ -56,7 +56,7 @@ class _ClassVectorDenoiser(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         unet.class_embedding = nn.Identity()  # the vector itself is the conditioning, so that it can be optimised
-        self.unet = unet
+        self.unet, self.config = unet, unet.config
 
     def forward(self, sample: Tensor, timestep: int, conditioning: Tensor) -> object:
         return self.unet(sample, timestep, class_labels=conditioning[:, 0])  # (B, 1, dim) -> (B, dim)
@@ -76,7 +76,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
     denoiser = _load_module(folder / "unet", _DENOISERS, dtype)
     denoiser, embedding = _split_classes(folder, denoiser, dtype)
     downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
-    latent_size = getattr(denoiser, "unet", denoiser).config.sample_size
+    latent_size = denoiser.config.sample_size
     return Prior(
         name=index.get("name", folder.name),
         first_stage=first_stage,

@@ -6,14 +6,14 @@ step), so that a resumed run goes on as if it had not stopped.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ld3m import pictures, seeds
-from ld3m.chain import reverse_chain
+from ld3m import seeds
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError
@@ -34,7 +34,8 @@ def train_prior(
     *,
     device: torch.device | str | None = None,
     resume: bool = False,
-    sample_every: int = 1000,
+    preview: Callable[[Prior, Path], None] = lambda prior, path: None,
+    preview_every: int = 500,
     progress: bool = True,
 ) -> Path:
     """Train a prior on a data set's training split and write it as the diffusers folder `out/prior`.
@@ -42,7 +43,8 @@ def train_prior(
     Args:
         device: "cuda" where there is one when None.
         resume: go on from the last checkpoint in `out`; a folder of other settings is refused.
-        sample_every: steps of the denoiser between two grids of guided samples.
+        preview: called with the prior as it is and the path of a picture to write, such as `chain.save_samples`.
+        preview_every: steps of the denoiser between two pictures; one more follows at the end.
 
     Returns:
         The folder of the prior, in half precision.
@@ -52,8 +54,8 @@ def train_prior(
         NumericsError: a loss is not finite; the last checkpoint stays.
     """
     device = usable(device)
-    if sample_every < 1:
-        raise ConfigError(f"sample_every is at least 1 step, got {sample_every}")
+    if preview_every < 1:
+        raise ConfigError(f"preview_every is at least 1 step, got {preview_every}")
     claim_folder(out, {"data": dataset.name, **dataclasses.asdict(config)}, resume)
     shape = config.shape(dataset.train.num_classes)
     first_stage, denoiser, embedding = build_modules(shape)
@@ -80,40 +82,12 @@ def train_prior(
     Fit("denoiser", out, config.steps, config.lr, ema=config.ema, progress=progress).run(
         nn.ModuleDict({"denoiser": denoiser, "class_embedding": embedding}),
         lambda step: _denoiser_loss(prior, latents, labels, config, step),
-        each=(sample_every, lambda step: save_samples(prior, out / f"samples-{step:06d}.png", config.seed)),
+        each=(preview_every, lambda step: preview(prior, out / f"samples-{step:06d}.png")),
     )
-    save_samples(prior, out / "samples.png", config.seed)
+    preview(prior, out / "samples.png")
     save_prior(prior, out / "prior", dtype=torch.float16, betas=(shape.beta_start, shape.beta_end))
     logger.info("the prior is in %s", out / "prior")
     return out / "prior"
-
-
-def save_samples(prior: Prior, path: Path, seed: int, *, per_class: int = 8, steps: int = 20) -> None:
-    """Write a grid of guided samples (g = 3), a row a class."""
-    labels = torch.arange(prior.num_classes).repeat_interleave(per_class)
-    images = sample_images(prior, labels, seeds.generator(seed, "prior", "samples"), steps=steps, guidance_scale=3.0)
-    pictures.save_png(path, pictures.grid(images, per_class))
-
-
-@torch.no_grad()
-def sample_images(
-    prior: Prior, class_ids: Tensor, draw: torch.Generator, *, steps: int, guidance_scale: float
-) -> Tensor:
-    """Sample images (N, 3, H, W) in [0, 1] from pure noise by DDIM, one for each class id (N,)."""
-    side = prior.native_resolution // prior.downsample
-    noise = torch.randn((len(class_ids), prior.latent_channels, side, side), generator=draw).to(prior.device)
-    # A zero latent noised to the first timestep is the noise itself, scaled by √(1−ᾱ) ≈ 1.
-    latents = reverse_chain(
-        prior,
-        torch.zeros_like(noise),
-        prior.embed(class_ids),
-        steps=steps,
-        guidance_scale=guidance_scale,
-        injection="none",
-        noise=noise,
-        micro_batch=128,
-    )
-    return torch.cat([(prior.decode(part) + 1).div(2).clamp(0, 1).cpu() for part in latents.split(128)])
 
 
 def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:

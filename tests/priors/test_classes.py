@@ -30,6 +30,13 @@ def test_imagenet_priors_match_by_name(name):
     assert match_classes(prior(), ("tench", name), (None, None)) == [0, 574]
 
 
+def test_all_of_ilsvrc_matches_by_index(warnings):
+    names = sorted(map(str, range(1000)))  # as folders are listed: "0", "1", "10", "100" ...
+    assert match_classes(prior(), names, (None,) * 1000) == [int(name) for name in names]
+    assert not warnings.records
+    assert match_classes(prior(), names[:3], (None,) * 3) == [1000] * 3
+
+
 def test_a_name_helps_where_the_wnid_is_not_one_of_the_1000():
     assert match_classes(prior(), ("tench",), ("n99999999",)) == [0]
 

@@ -227,6 +227,17 @@ def test_a_prior_given_is_cast_and_returned():
     assert {weight.dtype for weight in weights(prior).values()} == {torch.float64}
 
 
+def test_a_hub_id_may_hold_dots(monkeypatch):
+    from ld3m import priors
+
+    asked = []
+    monkeypatch.setattr(priors, "_download", lambda name: (asked.append(name), priors._EMBEDDED)[1])
+    assert ld3m.load_prior("owner/model-v1.4").native_resolution == 32
+    assert asked == ["owner/model-v1.4"]
+    with pytest.raises(ConfigError, match=r"got 'folder/model.ckpt', which is neither a name nor a path"):
+        ld3m.load_prior("folder/model.ckpt")
+
+
 def test_a_config_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="config"):
         ld3m.load_prior("builtin", config=tmp_path / "x.yaml")

@@ -13,10 +13,11 @@ from torch import nn
 
 import ld3m
 from ld3m import data, seeds
+from ld3m.chain import sample_images, save_samples
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.priors import fit, train
 from ld3m.priors.fit import Fit
-from ld3m.priors.train import sample_images, train_prior
+from ld3m.priors.train import train_prior
 from ld3m.priors.training import PriorTraining
 from ld3m.storage import load_tensors
 
@@ -42,17 +43,14 @@ def go(dataset):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fit, "_CHECKPOINT_EVERY", 2)
             patch.setattr(fit, "_LOG_EVERY", 1)
-            patch.setattr(train, "save_samples", few_samples)
-            return train_prior(dataset, out, config, **{"progress": False, "sample_every": 3, **options})
+            few = {"progress": False, "preview": few_samples, "preview_every": 3}
+            return train_prior(dataset, out, config, **{**few, **options})
 
     return call
 
 
-def few_samples(prior, path, seed):
-    save_samples(prior, path, seed, per_class=2, steps=2)
-
-
-save_samples = train.save_samples
+def few_samples(prior, path):
+    save_samples(prior, path, 0, per_class=2, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +159,8 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
         go(tmp_path / "x")
     with pytest.raises(ConfigError, match=r"was trained with other settings: steps 5 → 6, lr 0.001 → 0.5; use those"):
         go(trained, replace(SMALL, steps=6, lr=0.5), resume=True)
-    with pytest.raises(ConfigError, match="sample_every is at least 1 step, got 0"):
-        go(tmp_path / "new", sample_every=0)
+    with pytest.raises(ConfigError, match="preview_every is at least 1 step, got 0"):
+        go(tmp_path / "new", preview_every=0)
     with pytest.raises(ConfigError, match="device 'nosuch' cannot be used here"):
         go(tmp_path / "new", device="nosuch")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

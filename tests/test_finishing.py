@@ -1,0 +1,25 @@
+"""What result.json says when a run that has ended is gone on with."""
+
+import json
+from dataclasses import replace
+
+import ld3m
+from ld3m.evaluation import PROTOCOLS
+
+
+def test_measurements_of_a_run_that_has_ended_stay(distill_small, tmp_path):
+    path = distill_small(out=tmp_path / "run").path
+    before = json.loads((path / "result.json").read_text())
+    distill_small(out=path, resume=True)
+    assert json.loads((path / "result.json").read_text()) == before
+    assert before["seconds_per_iteration"] > 0
+
+
+def test_the_protocol_is_that_of_the_accuracy(distill_small, coloured, tmp_path):
+    path = distill_small(out=tmp_path / "run").path
+    protocol = replace(PROTOCOLS["quick"].with_epochs(2), name="short", networks=("ConvNet-w0.06",))
+    report = ld3m.evaluate(path, coloured, protocol=protocol, repeats=1, baselines=(), progress=False)
+    distill_small(out=path, resume=True)
+    facts = json.loads((path / "result.json").read_text())
+    assert facts["protocol"] == "short"
+    assert facts["accuracy"] == {name: list(score) for name, score in report.unseen.items()}
