@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from safetensors import safe_open
 
 _FOLDED = "ld3m"
+_STALE_SECONDS = 600
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, then run again with --resume",
     errno.EDQUOT: "the disk quota is used up: free some space, then run again with --resume",
@@ -45,11 +48,19 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and takes the name, on failure it is removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Yield a temporary path beside `path`; on success it is synced and takes the name, on failure it is removed.
+
+    The name is the process's own, so that two processes on one folder never write into each other's file; what a killed
+    one left is removed when it is too old to be still written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with clear_write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                        left.unlink()
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # safetensors leaves its files readable by the owner alone

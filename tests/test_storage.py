@@ -161,3 +161,15 @@ def test_metadata_of_a_foreign_file_is_read_as_it_is(tmp_path):
     assert storage.load_tensors(tmp_path / "t")[1] == {"format": "pt"}
     save_file({"a": torch.zeros(1)}, tmp_path / "t")
     assert storage.load_tensors(tmp_path / "t")[1] == {}
+
+
+def test_what_a_killed_process_left_goes_when_it_is_old_and_what_another_writes_stays(tmp_path):
+    old, young, foreign = (tmp_path / name for name in (".a.json.1.tmp", ".a.json.2.tmp", ".b.json.1.tmp"))
+    for path in (old, young, foreign):
+        path.write_text("half")
+    for path in (old, foreign):
+        os.utime(path, (0, 0))
+
+    storage.write_json(tmp_path / "a.json", [])
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.json", young.name, foreign.name])
