@@ -1,0 +1,1 @@
+"""Triton kernels, one module an op; each is imported when its op first takes the Triton backend."""

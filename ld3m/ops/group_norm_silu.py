@@ -1,0 +1,149 @@
+"""Group normalisation and SiLU in one pass, for frozen networks: a gradient in the input only.
+
+With n = (x - mean) / std over a group, u = weight * n + bias, y = u * sigmoid(u) and d = weight * silu'(u) * dy:
+dx = (d - mean(d) - n * mean(d * n)) / std. Only x, mean and 1 / std are kept; n and u are computed again.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ld3m.errors import BackendError, InputError
+from ld3m.ops.backends import choose, missing
+
+LAST = torch.channels_last
+
+
+def group_norm_silu_reference(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Eager definition that every backend is tested against."""
+    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def supports(backend: str, x: Tensor, weight: Tensor, bias: Tensor) -> str:
+    """Say why `backend` cannot take these tensors; "" when it can."""
+    if backend == "native":
+        return "group_norm_silu has no native kernel"
+    return missing(backend, x)
+
+
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str = "auto"
+) -> Tensor:
+    """Normalise each sample's groups of channels, scale and shift by channel, and apply SiLU.
+
+    Differentiable once, in x. Other layouts than channels_last are copied into it first.
+
+    Args:
+        x: (B, C, H, W).
+        groups: divides C.
+        weight, bias: (C,), frozen, of the dtype of x.
+        backend: "auto", "triton" or "eager".
+
+    Returns:
+        (B, C, H, W) in channels_last.
+    """
+    _check(x, groups, weight, bias)
+    x, weight, bias = x.contiguous(memory_format=LAST), weight.contiguous(), bias.contiguous()
+    chosen = choose(backend, supports, x, weight, bias)
+    return _group_norm_silu(x, weight, bias, groups, eps, chosen)[0]
+
+
+def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise InputError(f"group_norm_silu needs floating x (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
+    channels = x.shape[1]
+    if groups < 1 or channels < 1 or channels % groups:
+        raise InputError(f"group_norm_silu needs groups that divide x's {channels} channels, got {groups}")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value.shape != (channels,) or value.dtype != x.dtype or value.device != x.device:
+            raise InputError(
+                f"group_norm_silu needs {name} ({channels},) {x.dtype} on {x.device}, "
+                f"got {tuple(value.shape)} {value.dtype} on {value.device}; cast it once, beside the other weights"
+            )
+        if value.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"group_norm_silu has no gradient in {name}; call {name}.requires_grad_(False), "
+                "or train with torch.nn.functional.group_norm and silu"
+            )
+
+
+@torch.library.custom_op("ld3m::group_norm_silu", mutates_args=())
+def _group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result, and mean and 1 / std (B, groups), in float32 or better."""
+    if backend == "triton":
+        from ld3m.kernels.group_norm_silu import group_norm_silu_fwd  # Triton may be absent
+
+        return group_norm_silu_fwd(x, weight, bias, groups, eps)
+    out, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
+    return _strided_like(F.silu(out), x), _precise(mean), _precise(rstd)
+
+
+@_group_norm_silu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, backend: str):
+    statistics = x.new_empty(len(x), groups, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("ld3m::group_norm_silu_bwd", mutates_args=())
+def _group_norm_silu_bwd(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    if backend == "triton":
+        from ld3m.kernels.group_norm_silu import group_norm_silu_bwd
+
+        return group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, groups)
+    if x.dtype.itemsize < 4:  # eager statistics are as coarse as x
+        u, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
+    else:
+        scale = rstd.repeat_interleave(x.shape[1] // groups, 1) * weight  # (B, groups) -> (B, C)
+        shift = bias - mean.repeat_interleave(x.shape[1] // groups, 1) * scale
+        u = torch.addcmul(shift[..., None, None], x, scale[..., None, None])
+    d = torch.ops.aten.silu_backward(grad, u)
+    wanted = [True, False, False]
+    dx, _, _ = torch.ops.aten.native_group_norm_backward(d, x, mean, rstd, weight, *_sizes(x), groups, wanted)
+    return _strided_like(dx, x)
+
+
+@_group_norm_silu_bwd.register_fake
+def _(grad, x, weight, bias, mean, rstd, groups, eps, backend) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+def _precise(statistics: Tensor) -> Tensor:
+    return statistics.to(torch.promote_types(statistics.dtype, torch.float32))
+
+
+def _strided_like(result: Tensor, x: Tensor) -> Tensor:
+    return result if result.stride() == x.stride() else torch.empty_like(x).copy_(result)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+
+
+def _backward(ctx, grad: Tensor, d_mean: Tensor, d_rstd: Tensor):  # mean and 1 / std never leave this file
+    grad = grad.contiguous(memory_format=LAST)
+    return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+
+
+def _refuse(ctx, *grads: Tensor):
+    raise BackendError("group_norm_silu has no second derivative; use torch.nn.functional.group_norm and silu there")
+
+
+_group_norm_silu.register_autograd(_backward, setup_context=_setup_context)
+_group_norm_silu_bwd.register_autograd(_refuse)
