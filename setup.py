@@ -133,7 +133,14 @@ setup(
     ],
     extras_require={
         "data": ["datasets"],  # Hugging Face data sets
-        "test": ["triton; sys_platform == 'linux'", "pytest", "pytest-benchmark", "pytest-cov", "hypothesis", "datasets"],
+        "test": [
+            "triton; sys_platform == 'linux'",
+            "pytest",
+            "pytest-benchmark",
+            "pytest-cov",
+            "hypothesis",
+            "datasets",
+        ],
     },
     entry_points={"console_scripts": ["ld3m = ld3m.cli:main"]},
 )
