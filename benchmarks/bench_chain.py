@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import official
 
 IMAGES, GUIDANCE = 10, 3.0
-LARGE = 32  # images of the memory runs: enough to stand out from what an idle process takes
+LARGE = 128  # images of the memory runs: enough to stand out from what an idle process takes
 RESULTS = Path(__file__).parent / "results" / "chain_cpu.json"
 
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from ld3m.errors import InputError
 from ld3m.matching.gradient import Weights, directional, gradient, replayed, rng_state, weights_of, with_gradients
 from ld3m.matching.shapes import check_classes
-
-EPSILON = 1e-6  # added to the product of norms in a cosine
+from ld3m.ops.gradient_distance import row_cosines
 
 
 def dc_loss(
@@ -78,13 +77,13 @@ def matched(weights: Weights, metric: str) -> list[str]:
 
 
 def _layerwise_cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    parts = [_row_cosines(a.flatten(1), b.flatten(1)) for a, b in zip(own, target, strict=True)]
+    parts = [row_cosines(a.flatten(1), b.flatten(1)) for a, b in zip(own, target, strict=True)]
     return sum(loss for loss, _ in parts), [d.view_as(a) for (_, d), a in zip(parts, own, strict=True)]
 
 
 def _cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     rows = [torch.cat([g.flatten() for g in gradients])[None] for gradients in (own, target)]
-    loss, d_row = _row_cosines(*rows)
+    loss, d_row = row_cosines(*rows)
     parts = d_row[0].split([g.numel() for g in own])
     return loss, [d.view_as(g) for d, g in zip(parts, own, strict=True)]
 
@@ -92,15 +91,6 @@ def _cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tenso
 def _mse(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     differences = [a - b for a, b in zip(own, target, strict=True)]
     return sum(d.square().sum() for d in differences), [2 * d for d in differences]
-
-
-def _row_cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum over rows of 1 - ⟨a, b⟩ / (|a| |b| + ε), and its derivative in a; that of |a| at 0 counts as 0."""
-    dot = (a * b).sum(1, keepdim=True)
-    length, other = (g.norm(dim=1, keepdim=True) for g in (a, b))
-    product = length * other + EPSILON
-    unit = torch.where(length > 0, a / length, 0)
-    return (1 - dot / product).sum(), (dot * other / product.square()) * unit - b / product
 
 
 METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]] = {

@@ -204,31 +204,33 @@ def test_bad_settings_are_refused(toy, result, brief, options, error, message):
         evaluate(result, toy, **({"protocol": brief, "networks": ["ConvNet-w0.06"]} | options))
 
 
-def refused(error, message, subject, data, **options):
+def assert_refused(error, message, subject, data, **options):
     with pytest.raises(error, match=message):
         evaluate(subject, data, protocol="quick", networks=["ConvNet-w0.06"], **options)
 
 
 def test_bad_subjects_are_refused(toy, result, tmp_path):
-    refused(CheckpointError, "is not a folder", tmp_path / "nowhere", toy)
-    refused(CheckpointError, "has no distilled.safetensors", tmp_path, toy)
-    refused(InputError, "got int", 3, toy)
-    refused(InputError, r"square, .* got \(3, 8, 8\)", (torch.rand(3, 8, 8), torch.arange(3)), toy)
-    refused(InputError, r"one for each of 3 images; got \(2,\)", (result.images, torch.arange(2)), toy)
-    refused(InputError, "NaN or infinite", (result.images / 0, torch.arange(3)), toy)
-    refused(InputError, r"labels must be 0…2, .* found \[0, 1\]", (result.images, torch.tensor([0, 1, 1])), toy)
-    refused(InputError, r"found \[0, 1, 3\]", (result.images, torch.tensor([0, 1, 3])), toy)
+    assert_refused(CheckpointError, "is not a folder", tmp_path / "nowhere", toy)
+    assert_refused(CheckpointError, "has no distilled.safetensors", tmp_path, toy)
+    assert_refused(InputError, "got int", 3, toy)
+    assert_refused(InputError, r"square, .* got \(3, 8, 8\)", (torch.rand(3, 8, 8), torch.arange(3)), toy)
+    assert_refused(InputError, r"one for each of 3 images; got \(2,\)", (result.images, torch.arange(2)), toy)
+    assert_refused(InputError, "NaN or infinite", (result.images / 0, torch.arange(3)), toy)
+    assert_refused(InputError, r"labels must be 0…2, .* found \[0, 1\]", (result.images, torch.tensor([0, 1, 1])), toy)
+    assert_refused(InputError, r"found \[0, 1, 3\]", (result.images, torch.tensor([0, 1, 3])), toy)
 
 
 def test_data_that_does_not_fit_is_refused(toy, result):
     two = ImageSet(toy.train.images[:2], toy.train.labels[:2], ("red", "green"))
-    refused(DataError, "has 3 classes, data .* has 2", result, replace(toy, train=two, class_names=("red", "green")))
+    assert_refused(
+        DataError, "has 3 classes, data .* has 2", result, replace(toy, train=two, class_names=("red", "green"))
+    )
     renamed = replace(toy, class_names=("red", "blue", "green"))
-    refused(DataError, r"first 'green' and 'blue' \(2 of 3 differ\)", result, renamed)
-    refused(DataError, "no test split to evaluate on", result, replace(toy, test=None))
-    refused(DataError, "resolution 8, asked for is 16", (torch.rand(3, 3, 16, 16), torch.arange(3)), toy)
+    assert_refused(DataError, r"first 'green' and 'blue' \(2 of 3 differ\)", result, renamed)
+    assert_refused(DataError, "no test split to evaluate on", result, replace(toy, test=None))
+    assert_refused(DataError, "resolution 8, asked for is 16", (torch.rand(3, 3, 16, 16), torch.arange(3)), toy)
     many = (result.images.repeat_interleave(21, 0), result.labels.repeat_interleave(21))
-    refused(DataError, "has 20 images, images per class 21", many, toy)
+    assert_refused(DataError, "has 20 images, images per class 21", many, toy)
 
 
 def test_more_distilled_than_real_images_are_fine_without_baselines(toy, result, brief, monkeypatch):
