@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from ld3m.chain.schedule import ChainTable, Schedule, chain_table
 from ld3m.errors import InputError
+from ld3m.ops.reverse_step import reverse_step, reverse_step_vjp
 from ld3m.priors.base import Prior
 
 
@@ -98,6 +99,11 @@ class _Plan:
     def steps(self) -> int:
         return len(self.table.timesteps)
 
+    def scalars(self, step: int) -> dict[str, float]:
+        """Return what `ops.reverse_step` and its vector-Jacobian product take for a step."""
+        a, b, d = self.table.latent[step], self.table.noise[step], self.table.injected[step]
+        return {"a": a, "b": b, "d": d, "guidance_scale": self.guidance_scale}
+
     def wants_state(self, step: int) -> bool:
         """Whether a step's state needs a gradient; the first executed state depends on the latents alone."""
         return self.wants_latents or (self.wants_conditioning and step < self.steps - 1)
@@ -116,7 +122,7 @@ class _Evaluation:
     """
 
     def __init__(self, plan: _Plan, step: int, state: Tensor, conditioning: Tensor | None, is_differentiable: bool):
-        self.null, self.scale = plan.null, plan.guidance_scale
+        self.null = plan.null
         if self.null is not None:
             state = torch.cat([state, state])  # (B, c, h, w) -> (2B, c, h, w), rows [null, conditional]
         self.state = state.detach().requires_grad_(is_differentiable and plan.wants_state(step))
@@ -129,17 +135,8 @@ class _Evaluation:
                 rows = torch.cat([self.null.expand_as(rows), rows])
             self.predictions = plan.prior.predict_noise(self.state, plan.table.timesteps[step], rows)
 
-    def noise(self) -> Tensor:
-        predictions = self.predictions.detach()
-        if self.null is None:
-            return predictions
-        uncond, cond = predictions.chunk(2)
-        return uncond + self.scale * (cond - uncond)  # Ho & Salimans 2022, eq. 6
-
     def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Pull a cotangent of the guided prediction back to (state, conditioning); None where it is not wanted."""
-        if self.null is not None:
-            cotangent = torch.cat([(1 - self.scale) * cotangent, self.scale * cotangent])
+        """Pull a cotangent of the predictions back to (state, conditioning); None where it is not wanted."""
         inputs = (self.state, self.conditioning)
         wanted = [x for x in inputs if x is not None and x.requires_grad]
         grads = iter(torch.autograd.grad(self.predictions, wanted, cotangent, materialize_grads=True))
@@ -159,13 +156,14 @@ class _ReverseChain(torch.autograd.Function):
         state, states = start, []
         for step in reversed(range(plan.steps)):
             states.append(state)
-            predictions = []
+            stepped, scalars = [], plan.scalars(step)
             for block, is_kept in plan.blocks(step, len(latents)):
                 evaluation = _evaluate(plan, step, state, conditioning, block, is_kept and is_differentiable)
-                predictions.append(evaluation.noise())
+                skip = None if injected is None else injected[block]
+                stepped.append(reverse_step(state[block], evaluation.predictions.detach(), skip, **scalars))
                 if is_kept and is_differentiable:
                     ctx.kept[step, block.start] = evaluation
-            state = _step(plan.table, step, state, torch.cat(predictions), injected)
+            state = torch.cat(stepped)
         if is_differentiable:
             ctx.save_for_backward(conditioning, *states)
         return state
@@ -173,31 +171,34 @@ class _ReverseChain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        plan, table = ctx.plan, ctx.plan.table
+        plan = ctx.plan
         conditioning, *states = ctx.saved_tensors
         grad_injected = torch.zeros_like(cotangent)
         grad_conditioning = torch.zeros_like(conditioning) if plan.wants_conditioning else None
         for step, state in enumerate(reversed(states)):
-            pulled = []
+            through, rows, to_injected = reverse_step_vjp(
+                cotangent, **plan.scalars(step), is_guided=plan.null is not None
+            )
+            rows, pulled = rows.unflatten(0, (-1, len(state))), []  # (B, ...) or (2B, ...) -> (1 or 2, B, ...)
             for block, _ in plan.blocks(step, len(state)):
                 # Taken out, so that its activations go before the next block is met; a second backward pass over the
                 # same graph finds nothing here and evaluates again.
                 evaluation = ctx.kept.pop((step, block.start), None) or _evaluate(
                     plan, step, state, conditioning, block, is_differentiable=True
                 )
-                block_state, block_conditioning = evaluation.vjp(table.noise[step] * cotangent[block])
+                block_state, block_conditioning = evaluation.vjp(rows[:, block].flatten(0, 1))
                 del evaluation
                 pulled.append(block_state)
                 if grad_conditioning is not None:
                     grad_conditioning[block] += block_conditioning
-            grad_injected += table.injected[step] * cotangent
+            grad_injected += to_injected
             if plan.wants_state(step):
-                cotangent = table.latent[step] * cotangent + torch.cat(pulled)
+                cotangent = through + torch.cat(pulled)
         if not plan.wants_latents:
             return None, grad_conditioning, None, None
         if plan.injection == "mean":
             cotangent = cotangent + grad_injected  # z_start is what was injected
-        grad_latents = table.start[0] * cotangent
+        grad_latents = plan.table.start[0] * cotangent
         if plan.injection == "x0":
             grad_latents = grad_latents + grad_injected  # straight through the quantiser
         return grad_latents, grad_conditioning, None, None
@@ -208,11 +209,6 @@ def _evaluate(
 ) -> _Evaluation:
     rows = None if conditioning is None else conditioning[block]
     return _Evaluation(plan, step, state[block], rows, is_differentiable)
-
-
-def _step(table: ChainTable, step: int, state: Tensor, noise: Tensor, injected: Tensor | None) -> Tensor:
-    state = table.latent[step] * state + table.noise[step] * noise
-    return state if injected is None else state + table.injected[step] * injected
 
 
 def _check(

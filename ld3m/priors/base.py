@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import ConfigError, InputError
+from ld3m.ops.nearest_code import nearest_code
 
 
 class Prior:
@@ -101,12 +102,16 @@ class Prior:
         """Move latents to their nearest codes with the identity as gradient; a KL prior returns them unchanged."""
         if not self.is_vq:
             return latents
-        codes = self.first_stage.quantize(latents.to(self.dtype) / self.scale_factor)[0]
-        return (codes * self.scale_factor).to(latents.dtype)
+        codebook = self.first_stage.quantize.embedding.weight.to(latents.dtype)
+        rows = latents.detach().movedim(1, -1) / self.scale_factor  # (B, c, h, w) -> (B, h, w, c)
+        codes = codebook[nearest_code(rows.flatten(0, 2), codebook)].view_as(rows).movedim(-1, 1)
+        return latents + (self.scale_factor * codes - latents).detach()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, c, h, w) to images (B, 3, f·h, f·w), about [−1, 1] and not clamped; VQ quantises first."""
-        return self.first_stage.decode(latents.to(self.dtype) / self.scale_factor).sample.to(latents.dtype)
+        scaled = self.quantize(latents).to(self.dtype) / self.scale_factor
+        options = {"force_not_quantize": True} if self.is_vq else {}  # it has been done
+        return self.first_stage.decode(scaled, **options).sample.to(latents.dtype)
 
     def embed(self, class_ids: Tensor) -> Tensor:
         """Embed class ids (B,) int64, 0 … num_classes, null included, as conditioning (B, tokens, dim)."""
