@@ -163,14 +163,14 @@ def _train_epoch(
     network: nn.Module, dataset: Dataset, generator: torch.Generator, *, lr: float, batch_size: int, augment: bool
 ) -> float:
     """Run one epoch of SGD in place; return the mean loss over batches."""
-    device = next(network.parameters()).device
+    device, model = next(network.parameters()).device, networks.fused(network)
     optimiser = torch.optim.SGD(network.parameters(), lr=lr)
     losses = []
     for indices in torch.randperm(len(dataset.train), generator=generator).split(batch_size):
         images = dataset.normalise(dataset.train.batch(indices).to(device))
         if augment:
             images = dsa.augment(images, generator)
-        loss = F.cross_entropy(network(images), dataset.train.labels[indices].to(device))
+        loss = F.cross_entropy(model(images), dataset.train.labels[indices].to(device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -63,7 +63,7 @@ def train(
     each_epoch: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Train a network on normalised images, leave the average of its weights in it, and return the last loss."""
-    parameters = list(network.parameters())
+    parameters, model = list(network.parameters()), networks.fused(network)
     average = [torch.zeros_like(parameter) for parameter in parameters]
     optimiser = torch.optim.SGD(parameters, recipe.rate, protocol.momentum, weight_decay=protocol.weight_decay)
     network.train()
@@ -73,7 +73,7 @@ def train(
         order = torch.randperm(len(images), generator=generator).to(images.device)
         for batch in order.split(protocol.batch):
             optimiser.zero_grad()
-            loss = F.cross_entropy(network(dsa.augment(images[batch], generator)), labels[batch])
+            loss = F.cross_entropy(model(dsa.augment(images[batch], generator)), labels[batch])
             loss.backward()
             optimiser.step()
         with torch.no_grad():
@@ -86,13 +86,13 @@ def train(
 @torch.inference_mode()
 def accuracy(network: nn.Module, data: Dataset) -> float:
     """Return a network's accuracy on the test split, in percent."""
-    network.eval()
+    model = networks.fused(network.eval())
     device = next(network.parameters()).device
     budget = _CHUNK_PIXELS if device.type == "cpu" else _CHUNK_PIXELS_DEVICE
     correct = 0
     for indices in torch.arange(len(data.test)).split(max(1, budget // data.resolution**2)):
         images = data.normalise(data.test.batch(indices).to(device))
-        correct += int((network(images).argmax(1).cpu() == data.test.labels[indices]).sum())
+        correct += int((model(images).argmax(1).cpu() == data.test.labels[indices]).sum())
     return 100 * correct / len(data.test)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ld3m.errors import InputError
 from ld3m.matching.gradient import Weights, directional, gradient, replayed, rng_state, weights_of, with_gradients
 from ld3m.matching.shapes import check_classes
-from ld3m.ops.gradient_distance import row_cosines
+from ld3m.ops.gradient_distance import distance_and_direction, row_cosines
 
 
 def dc_loss(
@@ -76,11 +76,6 @@ def matched(weights: Weights, metric: str) -> list[str]:
     return [name for name, weight in weights.items() if metric != "layerwise-cosine" or weight.ndim in (2, 4)]
 
 
-def _layerwise_cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    parts = [row_cosines(a.flatten(1), b.flatten(1)) for a, b in zip(own, target, strict=True)]
-    return sum(loss for loss, _ in parts), [d.view_as(a) for (_, d), a in zip(parts, own, strict=True)]
-
-
 def _cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     rows = [torch.cat([g.flatten() for g in gradients])[None] for gradients in (own, target)]
     loss, d_row = row_cosines(*rows)
@@ -94,7 +89,7 @@ def _mse(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]
 
 
 METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]] = {
-    "layerwise-cosine": _layerwise_cosine,
+    "layerwise-cosine": distance_and_direction,
     "mse": _mse,
     "cosine": _cosine,
 }

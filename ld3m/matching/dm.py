@@ -7,6 +7,7 @@ from torch.func import functional_call
 from ld3m.errors import InputError
 from ld3m.matching.gradient import buffers_of, weights_of
 from ld3m.matching.shapes import check_classes
+from ld3m.networks import fused
 
 
 def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor) -> Tensor:
             "build one with ld3m.networks.build or add the method"
         )
     with torch.no_grad():
-        target = _mean_embeddings(network, real)
+        target = _mean_embeddings(fused(network), real)
     return (_mean_embeddings(network, synthetic) - target).square().sum(1)
 
 

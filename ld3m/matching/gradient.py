@@ -21,6 +21,8 @@ from torch.func import functional_call, grad_and_value, jvp
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from ld3m.networks import fused
+
 Weights = dict[str, Tensor]
 
 
@@ -43,10 +45,10 @@ def cross_entropy(network: nn.Module, weights: Weights, images: Tensor, labels: 
 def gradient(
     network: nn.Module, weights: Weights, images: Tensor, labels: Tensor, names: Iterable[str] | None = None
 ) -> Weights:
-    """Return ∇_θ ℓ for the weights in `names`, by default for all."""
+    """Return ∇_θ ℓ for the weights in `names`, by default for all, to be differentiated no further."""
     leaves = {name: weights[name].detach().requires_grad_() for name in (weights if names is None else names)}
     with torch.enable_grad():
-        loss = cross_entropy(network, {**weights, **leaves}, images, labels)
+        loss = cross_entropy(fused(network), {**weights, **leaves}, images, labels)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
 
