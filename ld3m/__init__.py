@@ -10,10 +10,12 @@ _HOMES = {
     "distill": "ld3m.distillation",
     "evaluate": "ld3m.evaluation",
     "export": "ld3m.exporting",
+    "invert": "ld3m.chain",
     "load": "ld3m.result",
     "load_prior": "ld3m.priors",
     "plan_memory": "ld3m.memory",
     "reverse_chain": "ld3m.chain",
+    "sample": "ld3m.chain",
 }
 
 __all__ = ["__version__", *_HOMES]

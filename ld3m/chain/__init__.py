@@ -1,5 +1,6 @@
 """The reverse chain: from latents and conditioning to the latents that are decoded."""
 
+from ld3m.chain.inversion import NoisyLatents, inversion_states, invert, sample, sampling_states
 from ld3m.chain.reverse import reverse_chain
 from ld3m.chain.samples import sample_images, save_samples
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES, ChainTable, chain_table, timesteps
@@ -8,9 +9,14 @@ __all__ = [
     "INJECTIONS",
     "SCHEDULES",
     "ChainTable",
+    "NoisyLatents",
     "chain_table",
+    "inversion_states",
+    "invert",
     "reverse_chain",
+    "sample",
     "sample_images",
+    "sampling_states",
     "save_samples",
     "timesteps",
 ]

@@ -11,7 +11,6 @@ small, and for a chosen number of (step, image) evaluations the activations of t
 again on the way back. Memory with nothing kept is that of one evaluation, whatever T is.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ld3m.chain.checks import check_inputs
 from ld3m.chain.schedule import ChainTable, Schedule, chain_table
 from ld3m.errors import InputError
 from ld3m.ops.reverse_step import reverse_step, reverse_step_vjp
@@ -61,9 +61,8 @@ def reverse_chain(
     Raises:
         InputError: a shape, dtype or range is not as above.
     """
-    _check(prior, latents, conditioning, noise, retain, micro_batch)
-    if not math.isfinite(guidance_scale):
-        raise InputError(f"guidance_scale is a finite number, got {guidance_scale!r}")
+    check_inputs(prior, latents, conditioning, guidance_scale, micro_batch)
+    _check(latents, noise, retain)
     table = chain_table(prior.alphas_cumprod, steps, injection, schedule)
     is_guided = conditioning is not None and guidance_scale != 1
     can_differentiate = torch.is_grad_enabled()  # not to be seen inside the Function, where it is always off
@@ -211,31 +210,11 @@ def _evaluate(
     return _Evaluation(plan, step, state[block], rows, is_differentiable)
 
 
-def _check(
-    prior: Prior, latents: Tensor, conditioning: Tensor | None, noise: Tensor, retain: float, micro_batch: int | None
-) -> None:
-    if latents.ndim != 4 or latents.shape[1] != prior.latent_channels or len(latents) == 0:
-        raise InputError(
-            f"latents are (N, {prior.latent_channels}, h, w), N at least 1, for {prior.name}; "
-            f"got {tuple(latents.shape)}"
-        )
+def _check(latents: Tensor, noise: Tensor, retain: float) -> None:
     if noise.shape != latents.shape or noise.dtype != latents.dtype:
         raise InputError(
             f"noise is like latents {tuple(latents.shape)} {latents.dtype}, got {tuple(noise.shape)} {noise.dtype}; "
             "draw it with torch.randn_like(latents)"
         )
-    if (conditioning is None) != (prior.conditioning_shape is None):
-        raise InputError(
-            f"{prior.name} takes no conditioning, got {tuple(conditioning.shape)}; leave it out"
-            if conditioning is not None
-            else f"{prior.name} is class-conditional: pass conditioning (N, tokens, dim), e.g. prior.embed(class_ids)"
-        )
-    if conditioning is not None and tuple(conditioning.shape) != (len(latents), *prior.conditioning_shape):
-        raise InputError(
-            f"conditioning is {(len(latents), *prior.conditioning_shape)} for {len(latents)} latents of {prior.name}, "
-            f"got {tuple(conditioning.shape)}"
-        )
     if not 0.0 <= retain <= 1.0:
         raise InputError(f"retain is a fraction from 0 to 1, got {retain!r}")
-    if micro_batch is not None and micro_batch < 1:
-        raise InputError(f"micro_batch is at least 1 image, got {micro_batch!r}")

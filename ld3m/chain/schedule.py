@@ -61,6 +61,11 @@ def timesteps(steps: int) -> tuple[int, ...]:
     return tuple(min(1 + 1000 * i // steps, 999) for i in range(steps))
 
 
+def leading_timesteps(steps: int) -> tuple[int, ...]:
+    """Return t_i = i ⌊1000/N⌋ for i = 0 … N−1: the "leading" spacing, which starts at 0."""
+    return tuple(i * (1000 // check_steps(steps)) for i in range(steps))
+
+
 def injection_weights(steps: int, schedule: Schedule) -> tuple[float, ...]:
     """Return w_i for i = 0 … T−1; w_0 = 0 always, so that a single step is plain DDIM."""
     if callable(schedule):
@@ -72,6 +77,12 @@ def injection_weights(steps: int, schedule: Schedule) -> tuple[float, ...]:
     if any(not math.isfinite(weight) for weight in weights):
         raise InputError(f"schedule gave a weight that is not finite: {weights}; return numbers, usually in [0, 1]")
     return (0.0, *weights)
+
+
+def ddim_scalars(current: Tensor, previous: Tensor, kept: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return a, b of the DDIM step z' = √ᾱ' · kept · x̂ + √(1−ᾱ') ε̂ = a z + b ε̂ from ᾱ to ᾱ', elementwise."""
+    a = kept * previous.sqrt() / current.sqrt()
+    return a, (1 - previous).sqrt() - kept * previous.sqrt() * (1 - current).sqrt() / current.sqrt()
 
 
 def chain_table(alphas_cumprod: Tensor, steps: int, injection: str = "x0", schedule: Schedule = "linear") -> ChainTable:
@@ -91,20 +102,18 @@ def chain_table(alphas_cumprod: Tensor, steps: int, injection: str = "x0", sched
     previous = torch.cat([alphas[:1], current[:-1]])  # ᾱ'(0) = ᾱ[0], not 1: a little noise stays in z_0
     weights = torch.tensor(injection_weights(steps, schedule), dtype=torch.float64)
 
-    clean, sigma = current.sqrt(), (1 - current).sqrt()
     if injection == "none":
         weights = torch.zeros_like(weights)
     kept = 1 - weights
-    a = kept * previous.sqrt() / clean
     if injection == "mean":
-        b = kept * ((1 - previous).sqrt() - previous.sqrt() * sigma / clean)
+        a, b = (kept * scalar for scalar in ddim_scalars(current, previous))
         d = weights
     else:
-        b = (1 - previous).sqrt() - kept * previous.sqrt() * sigma / clean
+        a, b = ddim_scalars(current, previous, kept)
         d = weights * previous.sqrt()
     return ChainTable(
         timesteps=taus,
-        start=(clean[-1].item(), sigma[-1].item()),
+        start=(current[-1].sqrt().item(), (1 - current[-1]).sqrt().item()),
         latent=tuple(a.tolist()),
         noise=tuple(b.tolist()),
         injected=tuple(d.tolist()),
