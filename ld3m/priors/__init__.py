@@ -28,9 +28,10 @@ def load_prior(
 
     Args:
         source: "builtin" (32 px, Fashion-MNIST's classes), "random:cin256", "random:ffhq256",
-            "random:ffhq256-released", "random:builtin", "random:tiny", a CompVis `.ckpt` or `.safetensors`, a diffusers
-            folder, a hub id "owner/name", or a `Prior` (moved and cast in place).
-        config: the YAML of a CompVis checkpoint.
+            "random:ffhq256-released", "random:builtin", "random:tiny", "random:dit-xl2", "random:dit-tiny", a
+            checkpoint of CompVis or of DiT's authors (`.ckpt`, `.pt`, `.safetensors`), a diffusers folder, a hub id
+            "owner/name", or a `Prior` (moved and cast in place).
+        config: of a checkpoint file: the YAML of a CompVis one, the folder of a DiT's autoencoder.
 
     Raises:
         ConfigError: an unknown name, or a YAML that does not fit.
@@ -39,12 +40,12 @@ def load_prior(
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
     if config is not None and not Path(source).expanduser().is_file():
-        raise ConfigError(f"config goes with a CompVis checkpoint file, got the prior {str(source)!r}")
+        raise ConfigError(f"config goes with a CompVis or DiT checkpoint file, got the prior {str(source)!r}")
     return _load(str(source), None if config is None else Path(config), dtype).to(device=device)
 
 
 def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
-    from ld3m.priors import compvis, folder, random
+    from ld3m.priors import folder, random
 
     path = Path(source).expanduser()
     if source == "builtin":
@@ -52,14 +53,34 @@ def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
     if source.startswith("random:"):
         return random.load_random(source.removeprefix("random:"), dtype=dtype)
     if path.is_dir():
-        return folder.load_folder(path, dtype=dtype)
+        return _load_folder(path, dtype)
     if path.is_file():
-        return compvis.load_compvis(path, config, dtype=dtype)
+        return _load_file(path, config, dtype)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _FILES:
-        return folder.load_folder(_download(source), dtype=dtype)
+        return _load_folder(_download(source), dtype)
     raise ConfigError(
-        f"prior is one of {', '.join(NAMES)}, a CompVis .ckpt, a diffusers folder or a hub id owner/name; "
-        f"got {source!r}, which is neither a name nor a path that is there"
+        f"prior is one of {', '.join(NAMES)}, a CompVis or DiT checkpoint, a diffusers folder or a hub id "
+        f"owner/name; got {source!r}, which is neither a name nor a path that is there"
+    )
+
+
+def _load_folder(path: Path, dtype: torch.dtype) -> Prior:
+    from ld3m.priors import dit, folder
+
+    return (dit.load_pipeline if (path / "transformer").is_dir() else folder.load_folder)(path, dtype=dtype)
+
+
+def _load_file(path: Path, config: Path | None, dtype: torch.dtype) -> Prior:
+    from ld3m.priors import checkpoint, compvis, dit
+
+    state = checkpoint.read_state(path)
+    if dit.is_official(state):
+        return dit.load_official(path, state, config, dtype=dtype)
+    if compvis.is_compvis(state):
+        return compvis.load_compvis(path, state, config, dtype=dtype)
+    raise CheckpointError(
+        f"{path} holds neither a CompVis latent diffusion model nor an official DiT: no tensor is named "
+        "model.diffusion_model.* or y_embedder.*"
     )
 
 
@@ -67,7 +88,10 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.glob("*/*.safetensors")):  # older repositories have pickles of tensors only
+            snapshot_download(hub_id, allow_patterns=["*.bin"])
+        return folder
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
         raise CheckpointError(
             f"prior {hub_id!r} is no folder here and could not be fetched from the hub "

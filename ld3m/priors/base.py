@@ -73,6 +73,8 @@ class Prior:
     def latent_multiple(self) -> int:
         """What a side of the latents is a multiple of; a U-Net with cross-attention takes any."""
         config = self.denoiser.config
+        if "patch_size" in config:  # a DiT
+            return config.patch_size
         return 1 if "cross_attention_dim" in config else 2 ** (len(config.block_out_channels) - 1)
 
     @property

@@ -1,7 +1,6 @@
 """CompVis latent-diffusion checkpoints: a `.ckpt` and its YAML, read without running anything from either."""
 
 import math
-import warnings
 from pathlib import Path
 
 import torch
@@ -15,19 +14,19 @@ from ld3m.priors.shape import SHAPES, LdmShape, build_modules
 
 _UNET, _FIRST_STAGE, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
 
-# Trainers leave objects of their own beside the weights. These modules' classes are replaced by an inert one; any other
-# global makes the file refused.
-_INERT_MODULES = ("pytorch_lightning", "lightning", "lightning_fabric", "ldm", "taming", "latentdiff", "omegaconf")
+
+def is_compvis(state: dict[str, Tensor]) -> bool:
+    return any(key.startswith(_UNET) for key in state)
 
 
-def load_compvis(path: Path, config: Path | None, *, dtype: torch.dtype) -> Prior:
+def load_compvis(path: Path, state: dict[str, Tensor], config: Path | None, *, dtype: torch.dtype) -> Prior:
     """Load a CompVis checkpoint's raw weights (never its moving averages, as the official LD3M code does).
 
     Args:
-        path: `.ckpt` with a `state_dict`, or the same tensors as `.safetensors`.
+        path: where `state` comes from, for names and errors.
+        state: the tensors of a `.ckpt` or of the same as `.safetensors`.
         config: its YAML; may be left out for the shapes of cin256-v2 and of the unconditional FFHQ model.
     """
-    state = read_state(path)
     num_embeddings = len(state[_CLASSES]) if _CLASSES in state else None
     if config is not None:
         shape = read_yaml(config, num_embeddings)
@@ -58,53 +57,6 @@ def load_compvis(path: Path, config: Path | None, *, dtype: torch.dtype) -> Prio
         scale_factor=shape.scale_factor,
         native_resolution=shape.resolution,
     )
-
-
-class _Inert:
-    """Stands where a trainer's object stood in a pickle; takes anything, does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's state dict: tensors only, nothing in the file is executed."""
-    if path.suffix == ".safetensors":
-        from ld3m.storage import load_tensors
-
-        return load_tensors(path)[0]
-    try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError):
-        unsafe = []  # not the zip format: the load below decides
-    inert = [name for name in unsafe if name.split(".")[0] in _INERT_MODULES]
-    if refused := sorted(set(unsafe) - set(inert)):
-        raise CheckpointError(
-            f"{path} wants to call {', '.join(refused[:5])} when opened, which a file of weights has no need of; "
-            "it was not opened. Get it from a source you trust, as safetensors if possible"
-        )
-    stubs = [(type("Inert", (_Inert,), {}), name) for name in inert]
-    try:
-        with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on the pickle protocol of a file that is refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        # torch's message wraps what is wrong in advice on how to run the file's code after all.
-        said = str(error).partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or str(error)
-        reason = " ".join(said.split())[:150]
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be read as tensors only ({reason}); fetch it again from a source you "
-            "trust, or convert it to safetensors"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    items = state.items() if isinstance(state, dict) else ()
-    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
-    if not any(key.startswith(_UNET) for key in tensors):
-        raise CheckpointError(f"{path} holds no latent diffusion model: no tensor is named {_UNET}*")
-    return tensors
 
 
 def read_yaml(path: Path, num_embeddings: int | None) -> LdmShape:

@@ -1,6 +1,7 @@
-"""Priors kept as a diffusers folder: one sub-folder a module, safetensors weights, JSON configurations."""
+"""Priors kept as a diffusers folder: one sub-folder a module, weights as tensors only, JSON configurations."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError
 from ld3m.priors.base import Prior
-from ld3m.priors.shape import NUM_TRAIN_STEPS, scaled_linear_alphas_cumprod
+from ld3m.priors.checkpoint import read_state
+from ld3m.priors.shape import NUM_TRAIN_STEPS, linear_alphas_cumprod, scaled_linear_alphas_cumprod
 from ld3m.storage import load_tensors, save_tensors, write_json
 
 _FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 _DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # autoencoders of 2022
 _SCHEDULER = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
 
 
@@ -65,15 +68,14 @@ class _ClassVectorDenoiser(nn.Module):
 def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
     """Load a diffusers folder: a U-Net, a first stage (vae/ or vqvae/), a scheduler and, where it has classes, a table.
 
-    Classes come from `class_embedding.safetensors`, or from the U-Net's own `class_embedding` table. Only safetensors
-    weights are read.
+    Classes come from `class_embedding.safetensors`, or from the U-Net's own `class_embedding` table.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     first_stage_name = next((name for name in _FIRST_STAGES if (folder / name).is_dir()), None)
     if first_stage_name is None or not (folder / "unet").is_dir():
         raise CheckpointError(f"{folder} needs the sub-folders unet/ and vae/ or vqvae/ of a diffusers pipeline")
-    first_stage = _load_module(folder / first_stage_name, (_FIRST_STAGES[first_stage_name],), dtype)
-    denoiser = _load_module(folder / "unet", _DENOISERS, dtype)
+    first_stage = load_module(folder / first_stage_name, (_FIRST_STAGES[first_stage_name],), dtype)
+    denoiser = load_module(folder / "unet", _DENOISERS, dtype)
     denoiser, embedding = _split_classes(folder, denoiser, dtype)
     downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
     latent_size = denoiser.config.sample_size
@@ -82,7 +84,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
         first_stage=first_stage,
         denoiser=denoiser,
         class_embedding=embedding,
-        alphas_cumprod=_alphas_cumprod(folder),
+        alphas_cumprod=read_alphas_cumprod(folder),
         scale_factor=first_stage.config.scaling_factor,
         native_resolution=index.get("native_resolution", (latent_size or 64) * downsample),
         class_names=None if index.get("class_names") is None else tuple(index["class_names"]),
@@ -107,18 +109,26 @@ def _split_classes(folder: Path, denoiser: nn.Module, dtype: torch.dtype) -> tup
     return denoiser, nn.Embedding.from_pretrained(tensors["weight"].to(dtype))
 
 
-def _load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+def load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
     import diffusers
 
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     class_name = config.get("_class_name")
     if class_name not in class_names:
         raise CheckpointError(f"{folder}/config.json names {class_name!r}, expected {' or '.join(class_names)}")
     with torch.device("meta"):
         module = getattr(diffusers, class_name).from_config(config)
-    tensors, _ = load_tensors(folder / "diffusion_pytorch_model.safetensors")
-    load_weights(module, tensors, str(folder), dtype)
+    load_weights(module, read_weights(folder), str(folder), dtype)
     return module
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read a module's weights: safetensors, or where there are none the `.bin` of older folders."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    if not path.is_file() and path.with_suffix(".bin").is_file():
+        path = path.with_suffix(".bin")
+    old = re.compile(rf"(?<=\.attentions\.\d\.)({'|'.join(_OLD_ATTENTION)})(?=\.)")
+    return {old.sub(lambda found: _OLD_ATTENTION[found[0]], key): value for key, value in read_state(path).items()}
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str, dtype: torch.dtype) -> None:
@@ -137,9 +147,9 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str, dty
     module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
 
 
-def _alphas_cumprod(folder: Path) -> Tensor:
+def read_alphas_cumprod(folder: Path) -> Tensor:
     path = folder / "scheduler" / "scheduler_config.json"
-    config = _read_json(path)
+    config = read_json(path)
     start, end, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
     if config.get("num_train_timesteps", NUM_TRAIN_STEPS) != NUM_TRAIN_STEPS or None in (start, end):
         raise CheckpointError(f"{path} describes another schedule than 1,000 steps with beta_start and beta_end")
@@ -151,11 +161,11 @@ def _alphas_cumprod(folder: Path) -> Tensor:
     if kind == "scaled_linear":
         return scaled_linear_alphas_cumprod(start, end)
     if kind == "linear":
-        return torch.cumprod(1 - torch.linspace(start, end, NUM_TRAIN_STEPS, dtype=torch.float64), dim=0)
+        return linear_alphas_cumprod(start, end)
     raise CheckpointError(f"{path} has beta_schedule {kind!r}, expected 'scaled_linear' or 'linear'")
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from ld3m import seeds
 from ld3m.errors import ConfigError
 from ld3m.priors.base import Prior
-from ld3m.priors.shape import SHAPES, build_modules
+from ld3m.priors.dit import build_dit_modules
+from ld3m.priors.shape import DIT_SHAPES, SHAPES, build_modules
 
 RELEASED = "ffhq256-released"
-NAMES = (*SHAPES, RELEASED)
+NAMES = (*SHAPES, RELEASED, *DIT_SHAPES)
 
 
 @torch.no_grad()
@@ -43,11 +44,15 @@ def load_random(name: str, *, dtype: torch.dtype) -> Prior:
     """
     if name not in NAMES:
         raise ConfigError(f"random priors are {', '.join('random:' + n for n in NAMES)}; got 'random:{name}'")
-    shape = SHAPES["ffhq256" if name == RELEASED else name]
+    is_dit = name in DIT_SHAPES
+    shape = DIT_SHAPES[name] if is_dit else SHAPES["ffhq256" if name == RELEASED else name]
+    modules = build_dit_modules(shape) if is_dit else build_modules(shape)
     draw = seeds.generator(0, "random prior", name)
     first_stage, denoiser, embedding = (
-        None if module is None else fill_random(module.to_empty(device="cpu"), draw) for module in build_modules(shape)
+        None if module is None else fill_random(module.to_empty(device="cpu"), draw) for module in modules
     )
+    if is_dit:
+        denoiser.place_positions()
     if name == RELEASED:
         nn.init.zeros_(denoiser.conv_out.weight)
         nn.init.zeros_(denoiser.conv_out.bias)

@@ -98,13 +98,57 @@ SHAPES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class DiTShape:
+    """Hyper-parameters of an official DiT and its first stage; the defaults are those of DiT-XL/2 at 256 px.
+
+    Args:
+        resolution: images the model was made for, in pixels.
+        width, depth, num_heads, patch_size: of the transformer.
+        num_embeddings: rows of the class table, the null class included.
+        ch, ch_mult, first_stage_res_blocks, latent_channels, scale_factor: first stage, as of `LdmShape`.
+        first_stage: "kl".
+    """
+
+    resolution: int = 256
+    width: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    patch_size: int = 2
+    num_embeddings: int = 1001
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    first_stage_res_blocks: int = 2
+    latent_channels: int = 4
+    scale_factor: float = 0.18215
+    first_stage: str = "kl"
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        return linear_alphas_cumprod(1e-4, 2e-2)
+
+
+DIT_SHAPES = {
+    "dit-xl2": DiTShape(),
+    "dit-tiny": DiTShape(
+        resolution=16, width=32, depth=2, num_heads=2, num_embeddings=5, ch=32, ch_mult=(1, 1),
+        first_stage_res_blocks=1, scale_factor=1.0,
+    ),
+}  # fmt: skip
+
+
 def scaled_linear_alphas_cumprod(beta_start: float, beta_end: float) -> Tensor:
     """Return ᾱ (1000,) in float64 for β = linspace(√β₀, √β₁, 1000)², which CompVis calls "linear"."""
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TRAIN_STEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, dim=0)
 
 
-def build_first_stage(shape: LdmShape) -> nn.Module:
+def linear_alphas_cumprod(beta_start: float, beta_end: float) -> Tensor:
+    """Return ᾱ (1000,) in float64 for β = linspace(β₀, β₁, 1000)."""
+    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, NUM_TRAIN_STEPS, dtype=torch.float64), dim=0)
+
+
+def build_first_stage(shape: LdmShape | DiTShape) -> nn.Module:
     """Return the untrained first stage: `VQModel` or `AutoencoderKL`."""
     from diffusers import AutoencoderKL, VQModel
 
