@@ -320,7 +320,7 @@ def _info(argv: list[str]) -> None:
     lines = {
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *cuda]),
-        "priors": ", ".join(NAMES) + ", a CompVis .ckpt, a diffusers folder, a hub id",
+        "priors": ", ".join(NAMES) + ", a CompVis or DiT checkpoint, a diffusers folder, a hub id",
         "networks": ", ".join(networks.NAMES),
         "protocols": ", ".join(PROTOCOLS),
     }

@@ -3,12 +3,15 @@
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import hypothesis
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import ld3m
@@ -51,6 +54,75 @@ def reference_prior(reference) -> Callable:
     def load(name: str, dtype: torch.dtype = torch.float64) -> "ld3m.priors.Prior":
         path = reference / f"{name}_tiny.ckpt"
         return ld3m.load_prior(path, config=path.with_suffix(".yaml"), dtype=dtype)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def d3hr(reference) -> dict[str, Tensor]:
+    """What the authors' D3HR computes with tiny diffusion transformers, by the names of the reference."""
+    return load_file(reference / "d3hr_tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def dit_folder(d3hr, tmp_path_factory) -> Path:
+    """The tiny DiTs `official.pt` and `toy.pt`, and the first one again as the diffusers pipeline they lie in."""
+    folder = tmp_path_factory.mktemp("dit")
+    weights = {key.removeprefix("w/"): value for key, value in d3hr.items() if key.startswith("w/")}
+    torch.save(weights, folder / "official.pt")
+    torch.save({key: d3hr[f"toy_w/{key}"] for key in weights}, folder / "toy.pt")
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=10,
+    )
+    transformer.load_state_dict({key: _official(key, weights) for key in transformer.state_dict()})
+    scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    first_stage = ld3m.load_prior("random:dit-tiny").first_stage
+    diffusers.DiTPipeline(transformer, first_stage, scheduler).save_pretrained(folder)
+    return folder
+
+
+_OFFICIAL = {
+    r"pos_embed\.proj": "x_embedder.proj",
+    r".*timestep_embedder\.linear_1": "t_embedder.mlp.0",
+    r".*timestep_embedder\.linear_2": "t_embedder.mlp.2",
+    r".*class_embedder": "y_embedder",
+    r"transformer_blocks\.(\d)\.norm1\.linear": r"blocks.\1.adaLN_modulation.1",
+    r"transformer_blocks\.(\d)\.attn1\.to_[qkv]": r"blocks.\1.attn.qkv",
+    r"transformer_blocks\.(\d)\.attn1\.to_out\.0": r"blocks.\1.attn.proj",
+    r"transformer_blocks\.(\d)\.ff\.net\.0\.proj": r"blocks.\1.mlp.fc1",
+    r"transformer_blocks\.(\d)\.ff\.net\.2": r"blocks.\1.mlp.fc2",
+    r"proj_out_1": "final_layer.adaLN_modulation.1",
+    r"proj_out_2": "final_layer.linear",
+}
+
+
+def _official(key: str, weights: dict[str, Tensor]) -> Tensor:
+    """Find the official weight that diffusers calls `key`."""
+    [(pattern, name)] = [(p, n) for p, n in _OFFICIAL.items() if re.fullmatch(rf"({p})(\.embedding_table)?\.\w+", key)]
+    weight = weights[re.sub(pattern, name, key)]
+    projection = re.search(r"\.to_([qkv])\.", key)
+    return weight.chunk(3)["qkv".index(projection[1])] if projection else weight
+
+
+@pytest.fixture(scope="session")
+def dit_prior(d3hr, dit_folder) -> Callable:
+    """Load the `official`, `toy` or `diffusers` tiny DiT with the reference's float32 sinusoids, once a session.
+
+    The frequencies of these come from a float32 exponential, which differs in the last place between processors.
+    """
+
+    @functools.cache
+    def load(kind: str, dtype: torch.dtype = torch.float64) -> "ld3m.priors.Prior":
+        path = dit_folder if kind == "diffusers" else dit_folder / f"{kind}.pt"
+        prior = ld3m.load_prior(path, dtype=dtype)
+        table = d3hr[f"temb/{'diffusers' if kind == 'diffusers' else 'official'}_50x256"].flip(0)  # of 0, 20 ... 980
+        prior.denoiser.time_projection.forward = lambda timesteps: table[timesteps // 20]
+        return prior
 
     return load
 

@@ -162,10 +162,7 @@ def _build_official(config: dict[str, int]) -> DiTDenoiser:
 def _read_config(state: dict[str, Tensor], path: Path, folder: Path) -> dict[str, int]:
     try:
         width, latent_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
-        num_heads = _num_heads(width, path, folder)
-        return {
-            "num_attention_heads": num_heads,
-            "attention_head_dim": width // num_heads,
+        config = {
             "in_channels": latent_channels,
             "out_channels": len(state["final_layer.linear.weight"]) // patch_size**2,
             "num_layers": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
@@ -174,6 +171,8 @@ def _read_config(state: dict[str, Tensor], path: Path, folder: Path) -> dict[str
         }
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} does not have the layout of an official DiT: {error!r}") from error
+    num_heads = _num_heads(width, path, folder)
+    return config | {"num_attention_heads": num_heads, "attention_head_dim": width // num_heads}
 
 
 def _num_heads(width: int, path: Path, folder: Path) -> int:

@@ -57,13 +57,13 @@ def plain_chain(weight) -> Callable:
 
 @pytest.fixture(scope="session")
 def priors(reference_prior, tmp_path_factory) -> Callable:
-    """Priors of every kind in float64, by name: vq, kl, unconditional, class vector."""
+    """Priors of every kind in float64, by name: vq, kl, unconditional, class vector, dit."""
     made = {}
 
     def load(name: str) -> "ld3m.priors.Prior":
         if name not in made:
-            if name == "vq":
-                made[name] = ld3m.load_prior("random:tiny", dtype=torch.float64)
+            if name in ("vq", "dit"):
+                made[name] = ld3m.load_prior({"vq": "random:tiny", "dit": "random:dit-tiny"}[name], dtype=torch.float64)
             elif name == "class vector":
                 made[name] = _class_vector_prior(tmp_path_factory.mktemp("prior"))
             else:

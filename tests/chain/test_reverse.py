@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import ld3m
 
-KINDS = ("vq", "kl", "unconditional", "class vector")
+KINDS = ("vq", "kl", "unconditional", "class vector", "dit")
 EXACT = 1e-9
 
 
@@ -62,9 +62,10 @@ def test_long_chains(priors, plain_chain, inputs, relative_error, steps):
     assert relative_error(got, want) <= EXACT
 
 
-@pytest.mark.parametrize("injection", ["mean", "none"])
-def test_gradcheck_in_latents_and_conditioning(priors, inputs, injection):
-    prior = priors("vq")
+@pytest.mark.parametrize(("kind", "injection"), [("vq", "mean"), ("vq", "none"), ("dit", "x0")])
+def test_gradcheck_in_latents_and_conditioning(priors, inputs, kind, injection):
+    """Not of a quantiser's injection, whose steps finite differences would see."""
+    prior = priors(kind)
     latents, conditioning, noise, _ = inputs(prior, 1, size=(2, 2))
 
     def chain(latents, conditioning):

@@ -15,6 +15,16 @@ BETAS = (0.0015, 0.0195)
 SCALED_LINEAR = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
 
 
+class MakesFile:
+    """Pickled as a call that makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 def unet(**options):
     """A small U-Net of diffusers, without attention but in the middle."""
     torch.manual_seed(1)
@@ -253,12 +263,20 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=f"{name!r}.*UNet2DConditionModel"):
             ld3m.load_prior(folder)
 
-    def test_pickled_weights_are_not_opened(self, folder):
+    def test_pickled_weights_are_read_as_tensors_only(self, folder, tmp_path):
+        """Older folders have no safetensors; what else a pickle holds is refused and not run."""
         path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-        torch.save(load_file(path), path.with_suffix(".bin"))
+        tensors, pickled = load_file(path), path.with_suffix(".bin")
+        want = ld3m.load_prior(folder).denoiser.state_dict()
         path.unlink()
-        with pytest.raises(CheckpointError, match="safetensors"):
+        torch.save(tensors, pickled)
+        assert all(
+            torch.equal(value, want[key]) for key, value in ld3m.load_prior(folder).denoiser.state_dict().items()
+        )
+        torch.save(tensors | {"conv_in.bias": MakesFile(tmp_path / "executed")}, pickled)
+        with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin.*open"):
             ld3m.load_prior(folder)
+        assert not (tmp_path / "executed").exists()
 
     def test_folder_of_something_else(self, tmp_path):
         (tmp_path / "empty").mkdir()

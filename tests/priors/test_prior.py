@@ -22,7 +22,7 @@ def weights(prior):
     return {f"{k}.{name}": w for k, module in enumerate(prior.modules()) for name, w in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["tiny", "builtin"])
+@pytest.mark.parametrize("name", ["tiny", "builtin", "dit-tiny"])
 def test_random_priors_are_the_same_for_everybody(name):
     torch.manual_seed(1)
     one = weights(ld3m.load_prior(f"random:{name}"))
@@ -35,7 +35,7 @@ def test_random_priors_are_the_same_for_everybody(name):
     assert all(torch.equal(wide[key], one[key].double()) for key in one)
 
 
-@pytest.mark.parametrize("name", ["tiny", "builtin"])
+@pytest.mark.parametrize("name", ["tiny", "builtin", "dit-tiny"])
 def test_no_tensor_of_a_random_prior_is_zero(name):
     for key, weight in weights(ld3m.load_prior(f"random:{name}")).items():
         assert weight.isfinite().all() and weight.any(), key
@@ -43,7 +43,7 @@ def test_no_tensor_of_a_random_prior_is_zero(name):
 
 @pytest.mark.parametrize(
     ("name", "channels", "downsample", "resolution", "num_classes"),
-    [("tiny", 3, 2, 16, 4), ("builtin", 3, 4, 32, 10)],
+    [("tiny", 3, 2, 16, 4), ("builtin", 3, 4, 32, 10), ("dit-tiny", 4, 2, 16, 4)],
 )
 def test_facts_of_random_priors(name, channels, downsample, resolution, num_classes):
     prior = ld3m.load_prior(f"random:{name}")

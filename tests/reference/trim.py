@@ -9,6 +9,9 @@ byte; of the tensors those in `KEPT` stay, unchanged. The tests go over the keys
 A chain's tag is T{steps}/g{guidance}/{inj|plain} (ffhq has no g): `inj` is the official chain, `plain` the same with
 the injection's weight 0. `grad_raw_*` are gradients of <decoded, in/cot_raw>, `grad_01_*` of
 <clamp((decoded + 1)/2, 0, 1), in/cot_01>.
+
+`d3hr_tiny.safetensors` is what the authors' release of D3HR (commit 8ba351d6) computes with tiny diffusion transformers
+of random and of trained weights: forward passes, inversion, class statistics, group selection, samples.
 """
 
 import re
@@ -32,15 +35,22 @@ KEPT = (
     r"f32/T(5|10)/(g3/)?inj/(z0|grad_raw_.)",
 )
 
+D3HR_KEPT = r"(w|toy_w|toy|temb|fwd|lat|group|sched|stats|sample)/.*|inv/\w+_f(32|64)/traj_c3|inv/\w+/all20_.*"
+
 
 def trim(folder: Path, to: Path) -> None:
-    """Copy the three models from one folder to another and trim their tensors on the way."""
+    """Copy the models from one folder to another and trim their tensors on the way."""
     for name in ("cin_tiny", "ffhq_tiny", "kl_tiny"):
         for suffix in (".ckpt", ".yaml"):
             shutil.copyfile(folder / (name + suffix), to / (name + suffix))
-        with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-            keys = [key for key in file.keys() if any(re.fullmatch(kept, key) for kept in KEPT)]  # noqa: SIM118
-            save_file({key: file.get_tensor(key) for key in keys}, to / f"{name}.safetensors", file.metadata())
+        trim_tensors(folder / f"{name}.safetensors", to, KEPT)
+    trim_tensors(folder / "d3hr_tiny.safetensors", to, (D3HR_KEPT,))
+
+
+def trim_tensors(path: Path, to: Path, patterns: tuple[str, ...]) -> None:
+    with safe_open(path, framework="pt") as file:
+        keys = [key for key in file.keys() if any(re.fullmatch(kept, key) for kept in patterns)]  # noqa: SIM118
+        save_file({key: file.get_tensor(key) for key in keys}, to / path.name, file.metadata())
 
 
 if __name__ == "__main__":
