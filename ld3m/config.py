@@ -26,7 +26,7 @@ class DistillConfig:
     prior: str = "builtin"
     """Frozen generator: "builtin", "random:NAME", a CompVis or DiT checkpoint, a diffusers folder or a hub id."""
     prior_config: str | None = None
-    """YAML of a CompVis checkpoint (not of cin256-v2 and unconditional FFHQ), folder of a DiT checkpoint's autoencoder."""
+    """YAML of a CompVis checkpoint, not needed for cin256-v2 and unconditional FFHQ; folder of a DiT's autoencoder."""
     preset: str | None = None
     """Defaults by name: "builtin" (small images, CPU; the default below 128 px), "paper" or "released"."""
     algorithm: str = "dc"

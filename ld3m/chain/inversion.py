@@ -15,6 +15,7 @@ steps to timestep 1 where the grid says 0, and it evaluates the denoiser once mo
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -193,7 +194,7 @@ class _Step:
         self.null = prior.null_conditioning(1).to(conditioning.dtype) if is_guided else None
 
     def __call__(self, state: Tensor, timestep: int, a: float, b: float) -> Tensor:
-        rows = [None] * len(state) if self.conditioning is None else self.conditioning.split(self.micro_batch)
+        rows = repeat(None) if self.conditioning is None else self.conditioning.split(self.micro_batch)
         return torch.cat(
             [
                 reverse_step(part, self._predict(part, timestep, row), a=a, b=b, guidance_scale=self.guidance_scale)
