@@ -59,7 +59,7 @@ def invert(
     *,
     steps: int = _STEPS,
     stop: int = 30,
-    guidance_scale: float = 1.0,
+    guidance_scale: float = 4.0,
     micro_batch: int | None = None,
 ) -> NoisyLatents:
     """Invert latents by DDIM to point `stop` of a grid of `steps` points, without gradient.
@@ -69,7 +69,9 @@ def invert(
         conditioning: (N, tokens, dim), or None for an unconditional prior.
         steps: N, 2 … 1000 points from timestep 0 up.
         stop: i of the last point, 1 … steps − 1; the default's timestep is 600.
-        guidance_scale: g in ε̂ = ε_u + g (ε_c − ε_u); exactly 1 makes one evaluation, every other value two.
+        guidance_scale: g in ε̂ = ε_u + g (ε_c − ε_u); exactly 1 makes one evaluation, every other value two. Images come
+            back only with the same g in `sample`. Of 1, 1.5 and 4, 4 leaves the embedded prior's latents closest to
+            N(0, 1); other priors may differ (benchmarks/NOTES.md).
         micro_batch: images evaluated at once; all when None.
 
     Returns:
@@ -139,7 +141,7 @@ def inversion_states(
     *,
     steps: int = _STEPS,
     stop: int = 30,
-    guidance_scale: float = 1.0,
+    guidance_scale: float = 4.0,
     micro_batch: int | None = None,
 ) -> Iterator[NoisyLatents]:
     """Yield every state of `invert` as it is reached, `stop` + 1 of them, the latents themselves first."""

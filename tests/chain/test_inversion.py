@@ -103,7 +103,7 @@ def test_sampling_inverts_inversion(noise_of_time, steps, stop):
     prior, calls = noise_of_time
     latents = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     conditioning = prior.embed(torch.tensor([0, 1]))
-    state = ld3m.invert(prior, latents, conditioning, steps=steps, stop=stop)
+    state = ld3m.invert(prior, latents, conditioning, steps=steps, stop=stop, guidance_scale=1.0)
     up = list(calls)
     calls.clear()
     back = ld3m.sample(prior, state, conditioning, guidance_scale=1.0)
