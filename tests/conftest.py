@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import diffusers
 import hypothesis
 import pytest
 import torch
@@ -67,6 +66,8 @@ def d3hr(reference) -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def dit_folder(d3hr, tmp_path_factory) -> Path:
     """The tiny DiTs `official.pt` and `toy.pt`, and the first one again as the diffusers pipeline they lie in."""
+    import diffusers  # slow, and most tests need none
+
     folder = tmp_path_factory.mktemp("dit")
     weights = {key.removeprefix("w/"): value for key, value in d3hr.items() if key.startswith("w/")}
     torch.save(weights, folder / "official.pt")
