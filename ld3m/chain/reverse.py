@@ -65,13 +65,19 @@ def reverse_chain(
     _check(latents, noise, retain)
     table = chain_table(prior.alphas_cumprod, steps, injection, schedule)
     is_guided = conditioning is not None and guidance_scale != 1
+    null = None
+    if conditioning is not None:
+        # What depends on the conditioning alone is computed once, and differentiated once by autograd outside.
+        null = prior.null_conditioning(1).to(conditioning.dtype)
+        projected = prior.project(torch.cat([null, conditioning]))
+        null, conditioning = projected[:1].detach(), projected[1:]
     can_differentiate = torch.is_grad_enabled()  # not to be seen inside the Function, where it is always off
     plan = _Plan(
         prior=prior,
         table=table,
         injection=injection,
         guidance_scale=float(guidance_scale),
-        null=prior.null_conditioning(1).to(latents.dtype) if is_guided else None,
+        null=null if is_guided else None,
         num_kept=round(retain * steps * len(latents)),
         micro_batch=micro_batch or len(latents),
         wants_latents=can_differentiate and latents.requires_grad,
@@ -88,7 +94,7 @@ class _Plan:
     table: ChainTable
     injection: str
     guidance_scale: float
-    null: Tensor | None  # (1, tokens, dim) when guided
+    null: Tensor | None  # (1, ...) as the denoiser reads it, when guided
     num_kept: int
     micro_batch: int
     wants_latents: bool
@@ -117,31 +123,25 @@ class _Plan:
 class _Evaluation:
     """One call of the denoiser on a block of images, guidance rows included, and its vector-Jacobian product.
 
-    `state` and `conditioning` are the block's own; a graph is recorded when `is_differentiable`.
+    `state` and `conditioning` are the block's own; the product can be asked for when `is_differentiable`.
     """
 
     def __init__(self, plan: _Plan, step: int, state: Tensor, conditioning: Tensor | None, is_differentiable: bool):
-        self.null = plan.null
-        if self.null is not None:
-            state = torch.cat([state, state])  # (B, c, h, w) -> (2B, c, h, w), rows [null, conditional]
-        self.state = state.detach().requires_grad_(is_differentiable and plan.wants_state(step))
-        self.conditioning = rows = None
-        if conditioning is not None:
-            self.conditioning = conditioning.detach().requires_grad_(is_differentiable and plan.wants_conditioning)
-        with torch.set_grad_enabled(is_differentiable):
-            rows = self.conditioning
-            if self.null is not None:
-                rows = torch.cat([self.null.expand_as(rows), rows])
-            self.predictions = plan.prior.predict_noise(self.state, plan.table.timesteps[step], rows)
+        self.is_guided = plan.null is not None
+        if self.is_guided:  # (B, ...) -> (2B, ...), rows [null, conditional]
+            state = torch.cat([state, state])
+            conditioning = torch.cat([plan.null.expand_as(conditioning), conditioning])
+        wants = (is_differentiable and plan.wants_state(step), is_differentiable and plan.wants_conditioning)
+        self.call = plan.prior.evaluate(state, plan.table.timesteps[step], conditioning, wants=wants)
+        self.predictions = self.call.predictions
 
     def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Pull a cotangent of the predictions back to (state, conditioning); None where it is not wanted."""
-        inputs = (self.state, self.conditioning)
-        wanted = [x for x in inputs if x is not None and x.requires_grad]
-        grads = iter(torch.autograd.grad(self.predictions, wanted, cotangent, materialize_grads=True))
-        state, conditioning = (next(grads) if x is not None and x.requires_grad else None for x in inputs)
-        if self.null is not None and state is not None:
+        state, conditioning = self.call.vjp(cotangent)
+        if self.is_guided and state is not None:
             state = state.unflatten(0, (2, -1)).sum(0)  # both guidance rows read the same state
+        if self.is_guided and conditioning is not None:
+            conditioning = conditioning.chunk(2)[1]  # the null row is a constant
         return state, conditioning
 
 
@@ -159,7 +159,7 @@ class _ReverseChain(torch.autograd.Function):
             for block, is_kept in plan.blocks(step, len(latents)):
                 evaluation = _evaluate(plan, step, state, conditioning, block, is_kept and is_differentiable)
                 skip = None if injected is None else injected[block]
-                stepped.append(reverse_step(state[block], evaluation.predictions.detach(), skip, **scalars))
+                stepped.append(reverse_step(state[block], evaluation.predictions, skip, **scalars))
                 if is_kept and is_differentiable:
                     ctx.kept[step, block.start] = evaluation
             state = torch.cat(stepped)

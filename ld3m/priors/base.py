@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from ld3m.errors import ConfigError, InputError
 from ld3m.ops.nearest_code import nearest_code
+from ld3m.priors.evaluation import Evaluation
+from ld3m.priors.lean import Execution, Streamlined
 
 
 class Prior:
@@ -57,6 +59,7 @@ class Prior:
         self.num_classes = None if rows is None else rows - 1
         self.conditioning_shape = None if rows is None else (1, class_embedding.embedding_dim)
         self.null_class = rows - 1 if null_class is None and rows is not None else null_class
+        self.lean = Streamlined(denoiser, first_stage, None)
 
     def modules(self) -> list[nn.Module]:
         """Return first stage, denoiser and, where there is one, the class embedding."""
@@ -67,6 +70,19 @@ class Prior:
         """Move and cast the weights in place; return the prior itself."""
         for module in self.modules():
             nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
+        return self.streamline(self.lean.execution)
+
+    def streamline(self, execution: Execution | None = Execution()) -> "Prior":
+        """Run the frozen networks without what gradients in their inputs do not need; return the prior itself.
+
+        The modules stay what they are, to be moved, saved or run by others; None runs them as they are again. A
+        network without a lean counterpart runs as it is.
+
+        Raises:
+            ConfigError: CUDA graphs are asked for and cannot be had.
+            BackendError: an attention that is not installed.
+        """
+        self.lean = Streamlined(self.denoiser, self.first_stage, execution)
         return self
 
     @property
@@ -112,6 +128,8 @@ class Prior:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, c, h, w) to images (B, 3, f·h, f·w), about [−1, 1] and not clamped; VQ quantises first."""
         scaled = self.quantize(latents).to(self.dtype) / self.scale_factor
+        if self.lean.decoder is not None:
+            return self.lean.decoder(scaled).to(latents.dtype)
         options = {"force_not_quantize": True} if self.is_vq else {}  # it has been done
         return self.first_stage.decode(scaled, **options).sample.to(latents.dtype)
 
@@ -130,20 +148,39 @@ class Prior:
         """Return the unconditional embedding for n rows, (n, tokens, dim)."""
         return self.embed(torch.full((n,), self.null_class or 0))
 
+    def project(self, conditioning: Tensor) -> Tensor:
+        """Return what the denoiser reads of conditioning (B, tokens, dim), the same at every step; differentiable.
+
+        `predict_noise` and `evaluate` take either. The conditioning itself, where nothing can be computed beforehand.
+        """
+        return conditioning if self.lean.denoiser is None else self.lean.denoiser.project(conditioning)
+
     def predict_noise(self, latents: Tensor, timestep: int, conditioning: Tensor | None = None) -> Tensor:
         """Predict ε̂ (B, c, h, w) in noisy latents at an integer timestep 0 … 999.
 
         Args:
             latents: (B, c, h, w).
             timestep: index into `alphas_cumprod`.
-            conditioning: (B, tokens, dim); required by a class-conditional prior, refused by an unconditional one.
+            conditioning: (B, tokens, dim), or its `project`ion; required by a class-conditional prior, refused by an
+                unconditional one.
         """
         self._check_conditioning(conditioning)
+        if (lean := self.lean.denoiser) is not None:
+            return lean(latents, lean.row(timestep), None if conditioning is None else lean.project(conditioning))
         inputs = (latents.to(self.dtype), timestep)
         if conditioning is not None:
             inputs += (conditioning.to(self.dtype),)
         # Learned-variance models return 2c channels; the second half is not the noise.
         return self.denoiser(*inputs).sample[:, : self.latent_channels].to(latents.dtype)
+
+    def evaluate(
+        self, latents: Tensor, timestep: int, conditioning: Tensor | None, *, wants: tuple[bool, bool]
+    ) -> Evaluation:
+        """Predict like `predict_noise`, and keep what the wanted gradients, in (latents, conditioning), need."""
+        if self.lean.graphs is not None:
+            self._check_conditioning(conditioning)
+            return self.lean.graphs.evaluate(latents, self.lean.denoiser.row(timestep), conditioning, wants)
+        return Evaluation(lambda x, c: self.predict_noise(x, timestep, c), latents, conditioning, wants)
 
     def _check_conditioning(self, conditioning: Tensor | None) -> None:
         if (conditioning is None) == (self.conditioning_shape is None):

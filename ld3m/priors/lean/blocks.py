@@ -1,0 +1,132 @@
+"""Blocks of a frozen U-Net or decoder, run from the weights in diffusers' modules: gradients in their inputs alone.
+
+Eager autograd keeps for a GroupNorm, SiLU and convolution in a row the inputs of all three. With frozen weights the
+convolution needs none of them, and SiLU's is computed again from the norm's input and statistics: one tensor of three.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ld3m.ops.group_norm_silu import group_norm_silu
+from ld3m.priors.lean.attention import attention
+from ld3m.priors.lean.execution import Execution
+
+
+class Blocks:
+    """The blocks, run as the switches say. Modules come in as the holders of their weights."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.keep_less, self.fused_norm = execution.keep_less, execution.fused_norm
+        self.format = torch.channels_last if execution.channels_last else torch.contiguous_format
+        self.attend = attention(execution.attention)
+        if execution.compile:
+            # One copy of the code for every shape of a network: a U-Net has about fifteen.
+            self.resnet, self.transformer = (
+                torch.compile(block, dynamic=False, recompile_limit=64) for block in (self.resnet, self.transformer)
+            )
+
+    def conv(self, layer: nn.Conv2d, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Convolve, with another bias than the layer's own where one is given."""
+        bias = layer.bias if bias is None else bias
+        if self.keep_less:
+            return _FrozenConv.apply(x, layer.weight, bias, layer.stride, layer.padding)
+        return F.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
+
+    def norm_silu(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        if self.fused_norm:
+            return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.silu(norm(x))
+
+    def resnet(self, block: nn.Module, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Run a residual block (B, C, h, w) -> (B, C', h, w).
+
+        Args:
+            shift: (C',), bias of the first convolution and the timestep's projection in one; the bias when None.
+        """
+        h = self.conv(block.conv1, self.norm_silu(block.norm1, x), shift)
+        h = self.conv(block.conv2, self.norm_silu(block.norm2, h))
+        return h + (x if block.conv_shortcut is None else self.conv(block.conv_shortcut, x))
+
+    def self_attention(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run an attention between positions, with its own norm and residual, on (B, C, h, w)."""
+        h = block.group_norm(x).flatten(2).mT  # (B, C, h, w) -> (B, h·w, C)
+        h = self._attention(block, h, h).mT.unflatten(2, x.shape[2:])  # -> (B, C, h, w)
+        return x + h
+
+    def transformer(self, block: nn.Module, x: Tensor, contexts: tuple[Tensor, ...]) -> Tensor:
+        """Run a spatial transformer on (B, C, h, w).
+
+        Args:
+            contexts: per transformer block, the vector (B, C) that its cross-attention over one token adds
+                everywhere, or the tokens (B, tokens, dim) themselves.
+        """
+        h = block.norm(x).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
+        h = _pointwise(block.proj_in, h).flatten(1, 2)  # -> (B, h·w, C)
+        for inner, context in zip(block.transformer_blocks, contexts, strict=True):
+            normed = inner.norm1(h)
+            h = h + self._attention(inner.attn1, normed, normed)
+            is_vector = context.ndim == 2
+            h = h + (context[:, None] if is_vector else self._attention(inner.attn2, inner.norm2(h), context))
+            h = h + self._feed_forward(inner.ff, inner.norm3(h))
+        h = _pointwise(block.proj_out, h).unflatten(1, x.shape[2:])  # -> (B, h, w, C)
+        return x + h.permute(0, 3, 1, 2)
+
+    def upsample(self, layer: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(layer.conv, F.interpolate(x, size, mode="nearest"))
+
+    def _attention(self, block: nn.Module, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = block.to_q(x), block.to_k(context), block.to_v(context)
+        q, k, v = (y.unflatten(-1, (block.heads, -1)) for y in (q, k, v))  # (B, N, H·D) -> (B, N, H, D)
+        return block.to_out[0](self.attend(q, k, v).flatten(2))
+
+    def _feed_forward(self, block: nn.Module, x: Tensor) -> Tensor:
+        halves = block.net[0].proj(x)
+        return block.net[2](_Geglu.apply(halves) if self.keep_less else _geglu(halves))
+
+
+def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 1×1 convolution, or the linear layer some models have in its place, to channels in the last axis."""
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
+
+
+def _geglu(halves: Tensor) -> Tensor:
+    value, gate = halves.chunk(2, -1)
+    return value * F.gelu(gate)
+
+
+class _FrozenConv(torch.autograd.Function):
+    """A convolution that keeps its weight, not its input: the gradient in the input needs no more."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        [weight] = ctx.saved_tensors
+        x = grad.new_empty(1).expand(ctx.shape)  # its shape alone is read
+        dilation, output_padding, groups = (1, 1), (0, 0), 1
+        grad, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, ctx.stride, ctx.padding, dilation, False, output_padding, groups, (True, False, False)
+        )
+        return grad, None, None, None, None
+
+
+class _Geglu(torch.autograd.Function):
+    """value · gelu(gate) of (…, 2 D) halves, which alone are kept."""
+
+    @staticmethod
+    def forward(ctx, halves: Tensor) -> Tensor:
+        ctx.save_for_backward(halves)
+        return _geglu(halves)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        value, gate = ctx.saved_tensors[0].chunk(2, -1)
+        return torch.cat([grad * F.gelu(gate), torch.ops.aten.gelu_backward(grad * value, gate)], -1)

@@ -1,0 +1,70 @@
+"""Which of diffusers' modules the lean networks reproduce: every kind of module they may hold, and its settings."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+_UNET_OPTIONS = (
+    "center_input_sample", "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type",
+    "encoder_hid_dim", "time_cond_proj_dim", "time_embedding_act_fn", "timestep_post_act", "dual_cross_attention",
+)  # fmt: skip
+
+_AS_THEY_ARE = {
+    "ModuleList", "Linear", "GroupNorm", "LayerNorm", "SiLU", "Dropout", "Timesteps", "TimestepEmbedding", "GEGLU",
+    "Decoder", "UNetMidBlock2D", "UNetMidBlock2DCrossAttn", "DownBlock2D", "AttnDownBlock2D", "CrossAttnDownBlock2D",
+    "UpBlock2D", "AttnUpBlock2D", "CrossAttnUpBlock2D", "UpDecoderBlock2D",
+}  # fmt: skip
+
+
+def _unet(unet: nn.Module) -> bool:
+    config = unet.config
+    return (
+        not any(config.get(option) for option in _UNET_OPTIONS)
+        and config.get("time_embedding_type", "positional") == "positional"
+        and config.act_fn == "silu"
+        and unet.class_embedding is None
+        and None not in (unet.mid_block, unet.conv_norm_out)
+    )
+
+
+def _resnet(block: nn.Module) -> bool:
+    plain = block.time_embedding_norm == "default" and not (block.up or block.down or block.skip_time_act)
+    return plain and block.output_scale_factor == 1 and isinstance(block.nonlinearity, nn.SiLU)
+
+
+def _attention(block: nn.Module) -> bool:
+    absent = (block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross, block.added_kv_proj_dim)
+    return all(x is None for x in absent) and block.rescale_output_factor == 1
+
+
+def _transformer_block(block: nn.Module) -> bool:
+    return (
+        block.norm_type == "layer_norm"
+        and block.pos_embed is None
+        and block.attn2 is not None
+        and not (block.only_cross_attention or block.double_self_attention or hasattr(block, "fuser"))
+        and type(block.ff.net[0]).__name__ == "GEGLU"
+    )
+
+
+_WITH_SETTINGS: dict[str, Callable[[nn.Module], bool]] = {
+    "UNet2DModel": _unet,
+    "UNet2DConditionModel": _unet,
+    "ResnetBlock2D": _resnet,
+    "Attention": _attention,
+    "BasicTransformerBlock": _transformer_block,
+    "Transformer2DModel": lambda block: block.is_input_continuous,
+    "FeedForward": lambda block: len(block.net) == 3,
+    "Conv2d": lambda layer: layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros",
+    "Downsample2D": lambda layer: layer.norm is None and layer.use_conv and layer.padding == 1,
+    "Upsample2D": lambda layer: layer.norm is None and layer.use_conv and layer.interpolate and layer.name == "conv",
+}
+
+
+def obstacle(network: nn.Module) -> str:
+    """Say which part of a network has no lean counterpart; "" when every one has."""
+    for name, module in network.named_modules():
+        kind = type(module).__name__
+        if kind not in _AS_THEY_ARE and not _WITH_SETTINGS.get(kind, lambda _: False)(module):
+            return f"{name or 'the network'} is a {kind} of another kind" if kind in _WITH_SETTINGS else f"{name} {kind}"
+    return ""

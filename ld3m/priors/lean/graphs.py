@@ -1,0 +1,121 @@
+"""A denoiser's calls and their vector-Jacobian products as CUDA graphs: one launch in place of hundreds.
+
+A slot is one captured call together with the captured product that reads its activations. An evaluation that is kept
+for the backward pass holds its slot until it is dropped; so with nothing kept one slot serves all steps of a chain, the
+timestep entering as a row of a table, and there are never more slots than evaluations kept at once.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (latents, row, conditioning) -> predictions
+Recorder = Callable[..., tuple[Callable[[], object], ...]]
+
+_WARM_UP = 3  # runs before a capture: libraries choose algorithms and kernels are compiled in the first
+
+
+class CudaRecorder:
+    """Captures functions, to be run in the order given, as CUDA graphs in one pool of memory."""
+
+    def __init__(self) -> None:
+        self.pool = None
+
+    def __call__(self, *functions: Callable[[], object]) -> tuple[Callable[[], object], ...]:
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                for function in functions:
+                    function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graphs = []
+        for function in functions:
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[-1], pool=self.pool):
+                function()
+        return tuple(graph.replay for graph in graphs)
+
+
+class GraphedDenoiser:
+    """Evaluations of a denoiser out of recorded slots.
+
+    Args:
+        call: the denoiser, a pure function of tensors on one device.
+        record: makes replays of functions; what they leave in attributes is overwritten by each replay.
+    """
+
+    def __init__(self, call: Call, record: Recorder) -> None:
+        self._call, self._record = call, record
+        self._free: dict[tuple, list[_Slot]] = defaultdict(list)
+        self.num_slots = 0
+
+    def evaluate(
+        self, latents: Tensor, row: Tensor, conditioning: Tensor | None, wants: tuple[bool, bool]
+    ) -> "GraphedEvaluation":
+        """Evaluate like `Evaluation`, with the timestep's row beside the latents."""
+        inputs = (latents, row, conditioning)
+        key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+        if not self._free[key]:
+            self._free[key].append(_Slot(self._call, inputs, self._record))
+            self.num_slots += 1
+        return GraphedEvaluation(self._free[key], inputs, wants)
+
+
+class GraphedEvaluation:
+    """An `Evaluation` out of a slot, which it gives back when it is dropped."""
+
+    def __init__(self, free: "list[_Slot]", inputs: tuple[Tensor | None, ...], wants: tuple[bool, bool]) -> None:
+        self._free, self._slot, self._wants = free, free.pop(), wants
+        self.predictions = self._slot.predict(*inputs)
+
+    def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        grads = self._slot.pull_back(cotangent)
+        return tuple(grad if wanted else None for grad, wanted in zip(grads, self._wants, strict=True))
+
+    def __del__(self) -> None:
+        self._free.append(self._slot)
+
+
+class _Slot:
+    """Inputs, outputs and activations at fixed addresses, and the two replays between them."""
+
+    @torch.no_grad()
+    def __init__(self, call: Call, inputs: tuple[Tensor | None, ...], record: Recorder) -> None:
+        self._call = call
+        self._inputs = [None if x is None else x.detach().clone() for x in inputs]
+        latents, _, conditioning = self._inputs
+        self._wanted = [x.requires_grad_() for x in (latents, conditioning) if x is not None]
+        self._cotangent = torch.zeros_like(latents)
+        self._replay_call, self._replay_vjp = record(self._forward, self._backward)
+
+    def predict(self, *inputs: Tensor | None) -> Tensor:
+        self._fill(self._inputs, inputs)
+        self._replay_call()
+        return self._predictions.detach().clone()
+
+    def pull_back(self, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._fill([self._cotangent], [cotangent])
+        self._replay_vjp()
+        latents, conditioning = (*self._grads, None)[:2]
+        return latents.clone(), None if conditioning is None else conditioning.clone()
+
+    @staticmethod
+    @torch.no_grad()
+    def _fill(places: list[Tensor | None], values: "tuple[Tensor | None, ...] | list[Tensor]") -> None:
+        for place, value in zip(places, values, strict=True):
+            if place is not None:
+                place.copy_(value)
+
+    @torch.enable_grad()
+    def _forward(self) -> None:
+        self._predictions = self._call(*self._inputs)
+
+    def _backward(self) -> None:
+        # The graph is retained: its activations stay allocated, so that no other slot of the pool is given their place.
+        self._grads = torch.autograd.grad(
+            self._predictions, self._wanted, self._cotangent, retain_graph=True, materialize_grads=True
+        )

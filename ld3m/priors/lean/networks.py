@@ -1,0 +1,142 @@
+"""Denoiser and decoder from their modules' weights, without what a frozen network does not need.
+
+Two simplifications are exact. Softmax over a single key is 1, so cross-attention over one token is
+to_out(to_v(c)): one vector for all positions, the same at every step, without query, key and the norm before them. And
+the timestep enters as a row of a table: each residual block's projection of it, added to its first convolution's bias.
+"""
+
+from itertools import accumulate, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ld3m.priors.lean.blocks import Blocks
+from ld3m.priors.lean.execution import Execution
+
+NUM_TIMESTEPS = 1000
+
+
+class LeanDenoiser:
+    """A `UNet2DModel` or `UNet2DConditionModel` on its own weights.
+
+    Weights are read where they stand, but the table is made of them once: make another LeanDenoiser when they change.
+    """
+
+    def __init__(self, unet: nn.Module, execution: Execution) -> None:
+        self.unet, self.blocks = unet, Blocks(execution)
+        modules = list(unet.modules())
+        self.resnets = [m for m in modules if type(m).__name__ == "ResnetBlock2D"]
+        self.transformers = [m for m in modules if type(m).__name__ == "Transformer2DModel"]
+        self.cross = [inner.attn2 for outer in self.transformers for inner in outer.transformer_blocks]
+        self.single_token = execution.single_token and bool(self.cross)
+        self._shift_slices = dict(zip(self.resnets, _slices([r.out_channels for r in self.resnets]), strict=True))
+        self._cross_slices = dict(zip(self.cross, _slices([a.to_out[0].out_features for a in self.cross]), strict=True))
+        self.table = None
+        if execution.time_table:
+            self.table = self._rows(torch.arange(NUM_TIMESTEPS, device=unet.device))
+
+    def row(self, timestep: int) -> Tensor:
+        """Return what the network reads of a timestep: (sum of the residual blocks' channels,)."""
+        if self.table is not None:
+            return self.table[timestep]
+        return self._rows(torch.full((1,), timestep, device=self.unet.device))[0]
+
+    def project(self, conditioning: Tensor) -> Tensor:
+        """Return what the network reads of the conditioning (B, tokens, dim).
+
+        For one token: the vectors of all cross-attentions, (B, sum of their channels), differentiable. What has been
+        projected is returned as it is.
+        """
+        if not self.single_token or conditioning.ndim == 2 or conditioning.shape[1] != 1:
+            return conditioning
+        token = conditioning[:, 0].to(self.unet.dtype)  # (B, 1, dim) -> (B, dim)
+        vectors = [attention.to_out[0](attention.to_v(token)) for attention in self.cross]
+        return torch.cat(vectors, 1).to(conditioning.dtype)
+
+    def __call__(self, latents: Tensor, row: Tensor, projected: Tensor | None = None) -> Tensor:
+        """Predict the noise in latents (B, c, h, w), in their dtype.
+
+        Args:
+            row: of `row`.
+            projected: of `project`; None for an unconditional network.
+        """
+        unet, blocks = self.unet, self.blocks
+        shifts = {resnet: row[part] for resnet, part in self._shift_slices.items()}
+        contexts = {} if projected is None else self._contexts(projected.to(unet.dtype))
+        x = blocks.conv(unet.conv_in, latents.to(unet.dtype).contiguous(memory_format=blocks.format))
+        skips = [x]
+        for block in unet.down_blocks:
+            for k, resnet in enumerate(block.resnets):
+                x = blocks.resnet(resnet, x, shifts[resnet])
+                x = self._attend(block, k, x, contexts)
+                skips.append(x)
+            for layer in block.downsamplers or ():
+                x = blocks.conv(layer.conv, x)
+                skips.append(x)
+        x = blocks.resnet(unet.mid_block.resnets[0], x, shifts[unet.mid_block.resnets[0]])
+        for k, resnet in enumerate(unet.mid_block.resnets[1:]):
+            x = blocks.resnet(resnet, self._attend(unet.mid_block, k, x, contexts), shifts[resnet])
+        for block in unet.up_blocks:
+            for k, resnet in enumerate(block.resnets):
+                x = blocks.resnet(resnet, torch.cat([x, skips.pop()], 1), shifts[resnet])
+                x = self._attend(block, k, x, contexts)
+            for layer in block.upsamplers or ():
+                x = blocks.upsample(layer, x, skips[-1].shape[2:])
+        x = blocks.conv(unet.conv_out, blocks.norm_silu(unet.conv_norm_out, x))
+        # Learned-variance models return 2c channels; the second half is not the noise.
+        return x[:, : latents.shape[1]].to(latents.dtype)
+
+    def _attend(self, block: nn.Module, k: int, x: Tensor, contexts: dict[nn.Module, tuple[Tensor, ...]]) -> Tensor:
+        """Run the k-th attention of a block, where it has any: between positions, or a transformer's."""
+        attention = (getattr(block, "attentions", None) or [None] * (k + 1))[k]
+        if attention is None:
+            return x
+        if attention in contexts:
+            return self.blocks.transformer(attention, x, contexts[attention])
+        return self.blocks.self_attention(attention, x)
+
+    def _contexts(self, projected: Tensor) -> dict[nn.Module, tuple[Tensor, ...]]:
+        is_vectors = projected.ndim == 2
+        return {
+            outer: tuple(
+                projected[:, self._cross_slices[inner.attn2]] if is_vectors else projected
+                for inner in outer.transformer_blocks
+            )
+            for outer in self.transformers
+        }
+
+    @torch.no_grad()
+    def _rows(self, timesteps: Tensor) -> Tensor:
+        """Return shifts (T, sum of channels): every residual block's projection and first bias."""
+        embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(self.unet.dtype))
+        active = F.silu(embedding)
+        return torch.cat([resnet.time_emb_proj(active) + resnet.conv1.bias for resnet in self.resnets], 1)
+
+
+class LeanDecoder:
+    """The decoder of a diffusers first stage on its own weights: latents (B, c, h, w) -> images."""
+
+    def __init__(self, first_stage: nn.Module, execution: Execution) -> None:
+        self.first_stage, self.blocks = first_stage, Blocks(execution)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        decoder, blocks = self.first_stage.decoder, self.blocks
+        x = latents.contiguous(memory_format=blocks.format)
+        if self.first_stage.post_quant_conv is not None:
+            x = blocks.conv(self.first_stage.post_quant_conv, x)
+        x = blocks.conv(decoder.conv_in, x)
+        middle = decoder.mid_block
+        x = blocks.resnet(middle.resnets[0], x)
+        for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+            x = blocks.resnet(resnet, x if attention is None else blocks.self_attention(attention, x))
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                x = blocks.resnet(resnet, x)
+            for layer in block.upsamplers or ():
+                x = blocks.upsample(layer, x, (2 * x.shape[2], 2 * x.shape[3]))
+        return blocks.conv(decoder.conv_out, blocks.norm_silu(decoder.conv_norm_out, x))
+
+
+def _slices(widths: list[int]) -> list[slice]:
+    return [slice(low, high) for low, high in pairwise(accumulate(widths, initial=0))]

@@ -1,0 +1,45 @@
+"""What stands in for a prior's own modules, as far as they have lean counterparts."""
+
+import logging
+
+import torch
+from torch import nn
+
+from ld3m.errors import ConfigError
+from ld3m.priors.lean.execution import Execution
+from ld3m.priors.lean.faithful import obstacle
+from ld3m.priors.lean.graphs import CudaRecorder, GraphedDenoiser
+from ld3m.priors.lean.networks import LeanDecoder, LeanDenoiser
+
+logger = logging.getLogger(__name__)
+
+
+class Streamlined:
+    """Lean denoiser, lean decoder and captured graphs; each None where the module itself is to run.
+
+    Args:
+        execution: None leaves all modules as they are.
+    """
+
+    def __init__(self, denoiser: nn.Module, first_stage: nn.Module, execution: Execution | None) -> None:
+        self.execution, self.denoiser, self.decoder, self.graphs = execution, None, None, None
+        if execution is None:
+            return
+        execution = execution.on(next(denoiser.parameters()).device)
+        if reason := obstacle(denoiser):
+            logger.info("the denoiser runs as it is: %s", reason)
+            if self.execution.cuda_graphs:
+                raise ConfigError(f"cuda_graphs needs a U-Net with a lean counterpart ({reason}); leave cuda_graphs out")
+        else:
+            _set_format(denoiser, execution)
+            self.denoiser = LeanDenoiser(denoiser, execution)
+            self.graphs = GraphedDenoiser(self.denoiser, CudaRecorder()) if execution.cuda_graphs else None
+        if reason := obstacle(first_stage.decoder):
+            logger.info("the decoder runs as it is: %s", reason)
+        else:
+            _set_format(first_stage, execution)
+            self.decoder = LeanDecoder(first_stage, execution)
+
+
+def _set_format(module: nn.Module, execution: Execution) -> None:
+    nn.Module.to(module, memory_format=torch.channels_last if execution.channels_last else torch.contiguous_format)
