@@ -7,9 +7,10 @@ import torch
 
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
+from ld3m.priors.lean import Execution
 from ld3m.priors.random import NAMES as RANDOM_NAMES
 
-__all__ = ["NAMES", "Prior", "load_prior"]
+__all__ = ["NAMES", "Execution", "Prior", "load_prior"]
 
 NAMES = ("builtin", *(f"random:{name}" for name in RANDOM_NAMES))
 

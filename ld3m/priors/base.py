@@ -72,7 +72,7 @@ class Prior:
             nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
         return self.streamline(self.lean.execution)
 
-    def streamline(self, execution: Execution | None = Execution()) -> "Prior":
+    def streamline(self, execution: Execution | None) -> "Prior":
         """Run the frozen networks without what gradients in their inputs do not need; return the prior itself.
 
         The modules stay what they are, to be moved, saved or run by others; None runs them as they are again. A

@@ -112,7 +112,17 @@ class _FrozenConv(torch.autograd.Function):
         x = grad.new_empty(1).expand(ctx.shape)  # its shape alone is read
         dilation, output_padding, groups = (1, 1), (0, 0), 1
         grad, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, ctx.stride, ctx.padding, dilation, False, output_padding, groups, (True, False, False)
+            grad,
+            x,
+            weight,
+            None,
+            ctx.stride,
+            ctx.padding,
+            dilation,
+            False,
+            output_padding,
+            groups,
+            (True, False, False),
         )
         return grad, None, None, None, None
 

@@ -28,8 +28,9 @@ def _unet(unet: nn.Module) -> bool:
 
 
 def _resnet(block: nn.Module) -> bool:
-    plain = block.time_embedding_norm == "default" and not (block.up or block.down or block.skip_time_act)
-    return plain and block.output_scale_factor == 1 and isinstance(block.nonlinearity, nn.SiLU)
+    adds_time = block.time_emb_proj is None or block.time_embedding_norm == "default"
+    in_place = not (block.up or block.down or block.skip_time_act)
+    return adds_time and in_place and block.output_scale_factor == 1 and isinstance(block.nonlinearity, nn.SiLU)
 
 
 def _attention(block: nn.Module) -> bool:
@@ -66,5 +67,7 @@ def obstacle(network: nn.Module) -> str:
     for name, module in network.named_modules():
         kind = type(module).__name__
         if kind not in _AS_THEY_ARE and not _WITH_SETTINGS.get(kind, lambda _: False)(module):
-            return f"{name or 'the network'} is a {kind} of another kind" if kind in _WITH_SETTINGS else f"{name} {kind}"
+            return (
+                f"{name or 'the network'} is a {kind} of another kind" if kind in _WITH_SETTINGS else f"{name} {kind}"
+            )
     return ""

@@ -5,7 +5,7 @@ to_out(to_v(c)): one vector for all positions, the same at every step, without q
 the timestep enters as a row of a table: each residual block's projection of it, added to its first convolution's bias.
 """
 
-from itertools import accumulate, pairwise
+from itertools import islice, repeat
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ class LeanDenoiser:
         self.transformers = [m for m in modules if type(m).__name__ == "Transformer2DModel"]
         self.cross = [inner.attn2 for outer in self.transformers for inner in outer.transformer_blocks]
         self.single_token = execution.single_token and bool(self.cross)
-        self._shift_slices = dict(zip(self.resnets, _slices([r.out_channels for r in self.resnets]), strict=True))
-        self._cross_slices = dict(zip(self.cross, _slices([a.to_out[0].out_features for a in self.cross]), strict=True))
+        self._shift_widths = [resnet.out_channels for resnet in self.resnets]
+        self._cross_widths = [attention.to_out[0].out_features for attention in self.cross]
         self.table = None
         if execution.time_table:
             self.table = self._rows(torch.arange(NUM_TIMESTEPS, device=unet.device))
@@ -50,8 +50,8 @@ class LeanDenoiser:
         """
         if not self.single_token or conditioning.ndim == 2 or conditioning.shape[1] != 1:
             return conditioning
-        token = conditioning[:, 0].to(self.unet.dtype)  # (B, 1, dim) -> (B, dim)
-        vectors = [attention.to_out[0](attention.to_v(token)) for attention in self.cross]
+        token = _precise(conditioning[:, 0])  # (B, 1, dim) -> (B, dim)
+        vectors = [_linear(attention.to_out[0], _linear(attention.to_v, token)) for attention in self.cross]
         return torch.cat(vectors, 1).to(conditioning.dtype)
 
     def __call__(self, latents: Tensor, row: Tensor, projected: Tensor | None = None) -> Tensor:
@@ -62,7 +62,7 @@ class LeanDenoiser:
             projected: of `project`; None for an unconditional network.
         """
         unet, blocks = self.unet, self.blocks
-        shifts = {resnet: row[part] for resnet, part in self._shift_slices.items()}
+        shifts = dict(zip(self.resnets, row.split(self._shift_widths), strict=True))
         contexts = {} if projected is None else self._contexts(projected.to(unet.dtype))
         x = blocks.conv(unet.conv_in, latents.to(unet.dtype).contiguous(memory_format=blocks.format))
         skips = [x]
@@ -97,21 +97,19 @@ class LeanDenoiser:
         return self.blocks.self_attention(attention, x)
 
     def _contexts(self, projected: Tensor) -> dict[nn.Module, tuple[Tensor, ...]]:
+        """Deal out what each transformer's blocks read, in the order of `self.cross`."""
         is_vectors = projected.ndim == 2
-        return {
-            outer: tuple(
-                projected[:, self._cross_slices[inner.attn2]] if is_vectors else projected
-                for inner in outer.transformer_blocks
-            )
-            for outer in self.transformers
-        }
+        parts = iter(projected.split(self._cross_widths, 1) if is_vectors else repeat(projected))
+        return {outer: tuple(islice(parts, len(outer.transformer_blocks))) for outer in self.transformers}
 
     @torch.no_grad()
     def _rows(self, timesteps: Tensor) -> Tensor:
         """Return shifts (T, sum of channels): every residual block's projection and first bias."""
-        embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(self.unet.dtype))
-        active = F.silu(embedding)
-        return torch.cat([resnet.time_emb_proj(active) + resnet.conv1.bias for resnet in self.resnets], 1)
+        first, second = self.unet.time_embedding.linear_1, self.unet.time_embedding.linear_2
+        embedding = _precise(self.unet.time_proj(timesteps).to(self.unet.dtype))
+        active = F.silu(_linear(second, F.silu(_linear(first, embedding))))
+        rows = [_linear(resnet.time_emb_proj, active) + resnet.conv1.bias for resnet in self.resnets]
+        return torch.cat(rows, 1).to(self.unet.dtype)
 
 
 class LeanDecoder:
@@ -138,5 +136,10 @@ class LeanDecoder:
         return blocks.conv(decoder.conv_out, blocks.norm_silu(decoder.conv_norm_out, x))
 
 
-def _slices(widths: list[int]) -> list[slice]:
-    return [slice(low, high) for low, high in pairwise(accumulate(widths, initial=0))]
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a layer in the precision of x, whatever its weights have: for what is computed once a chain or less."""
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

@@ -24,22 +24,26 @@ class Streamlined:
     def __init__(self, denoiser: nn.Module, first_stage: nn.Module, execution: Execution | None) -> None:
         self.execution, self.denoiser, self.decoder, self.graphs = execution, None, None, None
         if execution is None:
+            for module in (denoiser, first_stage):
+                _set_format(module, is_channels_last=False)
             return
         execution = execution.on(next(denoiser.parameters()).device)
         if reason := obstacle(denoiser):
             logger.info("the denoiser runs as it is: %s", reason)
             if self.execution.cuda_graphs:
-                raise ConfigError(f"cuda_graphs needs a U-Net with a lean counterpart ({reason}); leave cuda_graphs out")
+                raise ConfigError(
+                    f"cuda_graphs needs a U-Net with a lean counterpart ({reason}); leave cuda_graphs out"
+                )
         else:
-            _set_format(denoiser, execution)
+            _set_format(denoiser, execution.channels_last)
             self.denoiser = LeanDenoiser(denoiser, execution)
             self.graphs = GraphedDenoiser(self.denoiser, CudaRecorder()) if execution.cuda_graphs else None
         if reason := obstacle(first_stage.decoder):
             logger.info("the decoder runs as it is: %s", reason)
         else:
-            _set_format(first_stage, execution)
+            _set_format(first_stage, execution.channels_last)
             self.decoder = LeanDecoder(first_stage, execution)
 
 
-def _set_format(module: nn.Module, execution: Execution) -> None:
-    nn.Module.to(module, memory_format=torch.channels_last if execution.channels_last else torch.contiguous_format)
+def _set_format(module: nn.Module, is_channels_last: bool) -> None:
+    nn.Module.to(module, memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
