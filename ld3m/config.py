@@ -94,7 +94,11 @@ class DistillConfig:
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
     dtype: str | None = None
-    """Precision of the prior's weights: "float32", "bfloat16", "float64"."""
+    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
+    attention: str = "auto"
+    """Attention of the prior: "auto" by device and shape, "sdpa", "xformers", "bmm"."""
+    cuda_graphs: bool | None = None
+    """Replay the denoiser as CUDA graphs; on a GPU when not given."""
     seed: int = 0
     """Everything random follows from it."""
     holdout: float | None = None

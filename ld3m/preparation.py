@@ -21,7 +21,7 @@ from ld3m.evaluation import PROTOCOLS
 from ld3m.experts import Experts, load_experts, train_experts
 from ld3m.memory import Plan, plan_memory
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
-from ld3m.priors import Prior, load_prior
+from ld3m.priors import Execution, Prior, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
@@ -58,12 +58,15 @@ def prepare(
     data_name = str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
     config = _config(folder, data_name, settings)
     device = usable(config.device)
+    given = prior.lean.execution if prior else None  # its other switches stay as they are
+    execution = replace(given or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
+    config = replace(config, dtype=config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     prior = load_prior(
         prior or config.prior,
         device=device,
-        dtype=getattr(torch, config.dtype or "float32"),
+        dtype=getattr(torch, config.dtype),
         **({"config": config.prior_config} if config.prior_config else {}),
-    )
+    ).streamline(execution)
     config = configuration.resolve(config, prior.native_resolution)
     _check(config, prior)
     dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)

@@ -65,9 +65,9 @@ _WITH_SETTINGS: dict[str, Callable[[nn.Module], bool]] = {
 def obstacle(network: nn.Module) -> str:
     """Say which part of a network has no lean counterpart; "" when every one has."""
     for name, module in network.named_modules():
-        kind = type(module).__name__
-        if kind not in _AS_THEY_ARE and not _WITH_SETTINGS.get(kind, lambda _: False)(module):
-            return (
-                f"{name or 'the network'} is a {kind} of another kind" if kind in _WITH_SETTINGS else f"{name} {kind}"
-            )
+        where, kind = name or "the network itself", type(module).__name__
+        if kind in _WITH_SETTINGS and not _WITH_SETTINGS[kind](module):
+            return f"{where}: {kind} with other settings than the known ones"
+        if kind not in _WITH_SETTINGS and kind not in _AS_THEY_ARE:
+            return f"{where}: {kind}"
     return ""

@@ -66,18 +66,25 @@ class GraphedDenoiser:
 
 
 class GraphedEvaluation:
-    """An `Evaluation` out of a slot, which it gives back when it is dropped."""
+    """An `Evaluation` out of a slot, which it gives back when it is dropped, or at once where nothing more is wanted."""
 
     def __init__(self, free: "list[_Slot]", inputs: tuple[Tensor | None, ...], wants: tuple[bool, bool]) -> None:
-        self._free, self._slot, self._wants = free, free.pop(), wants
+        self._free, self._wants = free, wants
+        self._slot = free.pop()
         self.predictions = self._slot.predict(*inputs)
+        if not any(wants):
+            self._give_back()
 
     def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
         grads = self._slot.pull_back(cotangent)
         return tuple(grad if wanted else None for grad, wanted in zip(grads, self._wants, strict=True))
 
-    def __del__(self) -> None:
-        self._free.append(self._slot)
+    def _give_back(self) -> None:
+        if self._slot is not None:
+            self._free.append(self._slot)
+        self._slot = None
+
+    __del__ = _give_back
 
 
 class _Slot:

@@ -1,0 +1,119 @@
+"""Graphed evaluations: on a CPU with a recorder that replays by calling again, on a GPU with captured graphs."""
+
+import pytest
+import torch
+
+import ld3m
+from ld3m.priors import Execution
+from ld3m.priors.lean.graphs import GraphedDenoiser
+
+
+def call_again(*functions):
+    """Record nothing: a replay runs the function, which leaves its results where a captured graph would."""
+    return functions
+
+
+@pytest.fixture
+def graphed():
+    """The prior "random:tiny" in float64 with graphed evaluations of a CPU's kind."""
+    prior = ld3m.load_prior("random:tiny", dtype=torch.float64).streamline(Execution())
+    prior.lean.graphs = GraphedDenoiser(prior.lean.denoiser, call_again)
+    return prior
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return ld3m.load_prior("random:tiny", dtype=torch.float64).streamline(Execution())
+
+
+def run(prior, *, num_images=3, learn=("latents", "conditioning"), **settings):
+    draw = torch.Generator().manual_seed(1)
+    latents, noise, cotangent = torch.randn(3, num_images, 3, 8, 8, generator=draw, dtype=torch.float64).to(
+        prior.device, prior.dtype
+    )
+    conditioning = prior.embed(torch.arange(num_images) % 4).clone()
+    inputs = {"latents": latents, "conditioning": conditioning}
+    wanted = [inputs[name].requires_grad_() for name in learn]
+    z0 = ld3m.reverse_chain(prior, latents, conditioning, noise=noise, **{"steps": 4, **settings})
+    return z0.detach(), *torch.autograd.grad(z0, wanted, cotangent)
+
+
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("retain", [0.0, 0.5, 1.0])
+def test_the_chain_is_the_eager_one(graphed, eager, retain, micro_batch, guidance_scale):
+    settings = {"retain": retain, "micro_batch": micro_batch, "guidance_scale": guidance_scale}
+    expected = run(eager, **settings)
+    for _ in range(2):
+        assert all(torch.equal(got, want) for got, want in zip(run(graphed, **settings), expected, strict=True))
+
+
+@pytest.mark.parametrize("learn", [("latents",), ("conditioning",)])
+def test_what_is_not_learnt_gets_no_gradient(graphed, eager, learn):
+    got, expected = (run(prior, learn=learn, retain=0.3) for prior in (graphed, eager))
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_slots"),
+    [
+        ({"retain": 0.0}, 1),
+        ({"retain": 0.0, "micro_batch": 2}, 2),  # blocks of two images and of one
+        ({"retain": 1.0}, 4),
+        ({"retain": 1.0, "micro_batch": 2}, 8),
+        ({"retain": 0.5}, 2),
+    ],
+)
+def test_as_many_slots_as_evaluations_kept_at_once(graphed, settings, num_slots):
+    for _ in range(3):
+        run(graphed, **settings)
+        assert graphed.lean.graphs.num_slots == num_slots
+
+
+def test_slots_come_back_when_a_chain_is_dropped_without_a_backward_pass(graphed):
+    latents = torch.zeros(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    conditioning = graphed.null_conditioning(2)
+    for _ in range(3):
+        ld3m.reverse_chain(graphed, latents, conditioning, steps=3, noise=torch.zeros(2, 3, 8, 8).double(), retain=1.0)
+    assert graphed.lean.graphs.num_slots == 3
+    with torch.no_grad():
+        ld3m.reverse_chain(graphed, latents, conditioning, steps=3, noise=torch.zeros(2, 3, 8, 8).double(), retain=1.0)
+    assert graphed.lean.graphs.num_slots == 3
+
+
+def test_results_are_not_overwritten_by_the_next_replay(graphed):
+    latents, conditioning = torch.randn(1, 3, 8, 8, dtype=torch.float64), graphed.project(graphed.null_conditioning(1))
+    first = graphed.evaluate(latents, 5, conditioning, wants=(True, True))
+    kept, product = first.predictions, first.vjp(torch.ones_like(latents))
+    copies = [x.clone() for x in (kept, *product)]
+    del first
+    second = graphed.evaluate(latents + 1, 900, conditioning, wants=(True, False))
+    assert second.vjp(torch.ones_like(latents))[1] is None
+    assert graphed.lean.graphs.num_slots == 1
+    assert all(torch.equal(x, y) for x, y in zip((kept, *product), copies, strict=True))
+
+
+def test_inputs_and_outputs_of_a_slot_stay_where_they_are(graphed):
+    """A captured graph reads and writes fixed addresses: what is replayed must find its inputs there."""
+    run(graphed)
+    [[slot]] = graphed.lean.graphs._free.values()
+    before = [x.data_ptr() for x in (*slot._inputs, slot._cotangent)]
+    run(graphed)
+    assert [x.data_ptr() for x in (*slot._inputs, slot._cotangent)] == before
+
+
+def test_moving_a_prior_drops_what_was_recorded(graphed):
+    assert graphed.to(dtype=torch.float32).lean.graphs is None  # as a CPU's defaults say
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("retain", [0.0, 0.5, 1.0])
+def test_captured_graphs_give_the_eager_chain(relative_error, retain):
+    priors = [
+        ld3m.load_prior("random:tiny", device="cuda").streamline(Execution(cuda_graphs=is_on))
+        for is_on in (True, False)
+    ]
+    for micro_batch in (None, 2):
+        for _ in range(2):
+            got, want = (run(prior, retain=retain, micro_batch=micro_batch) for prior in priors)
+            assert all(relative_error(a, b) <= 1e-5 for a, b in zip(got, want, strict=True))
