@@ -313,7 +313,7 @@ def _info(argv: list[str]) -> None:
     from ld3m.evaluation import PROTOCOLS
     from ld3m.finishing import versions
     from ld3m.memory import plan_memory
-    from ld3m.priors import NAMES, load_prior
+    from ld3m.priors import NAMES, Execution, load_prior
 
     command = _parse(InfoCommand, argv)
     cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
@@ -328,7 +328,7 @@ def _info(argv: list[str]) -> None:
         print(f"{name:10} {text}")
     if command.budget is None:
         return
-    prior = load_prior(command.prior)
+    prior = load_prior(command.prior).streamline(Execution())
     settings = {name: getattr(command, name) for name in ("prior", "ipc", "resolution", "algorithm", "steps")}
     config = resolve(build(settings), prior.native_resolution)
     plan = plan_memory(

@@ -1,5 +1,6 @@
 """From settings to everything an iteration needs, checked before the first second of work."""
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -66,7 +67,8 @@ def prepare(
         device=device,
         dtype=getattr(torch, config.dtype),
         **({"config": config.prior_config} if config.prior_config else {}),
-    ).streamline(execution)
+    )
+    prior = copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
     config = configuration.resolve(config, prior.native_resolution)
     _check(config, prior)
     dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)

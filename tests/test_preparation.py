@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import ld3m
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
 from ld3m.preparation import prepare
+from ld3m.priors import Execution
 
 
 @pytest.fixture
@@ -252,3 +253,23 @@ def test_trajectories_need_a_place(make):
 def test_resume_and_overwrite_need_a_folder(options, make):
     with pytest.raises(ConfigError, match=r"resume and overwrite need out="):
         make(**options)
+
+
+def test_the_prior_is_streamlined_as_the_settings_say(make, coloured):
+    job = make(attention="bmm")
+    assert job.space.prior.lean.denoiser is not None
+    assert job.space.prior.lean.execution == Execution(attention="bmm")
+    given = ld3m.load_prior("random:tiny").streamline(Execution(fused_norm=True, time_table=False))
+    settings = {"prior": given, "evaluate": "none", "steps": 1}
+    job = prepare(coloured, settings | {"attention": "sdpa"}, out=None, resume=False, overwrite=False)
+    assert job.space.prior.lean.execution == Execution(attention="sdpa", fused_norm=True, time_table=False)
+    assert given.lean.execution == Execution(fused_norm=True, time_table=False)  # runs on as it did
+    with pytest.raises(ConfigError, match="attention is one of auto"):
+        make(attention="flash")
+    with pytest.raises(ConfigError, match="cuda_graphs needs a prior on cuda"):
+        make(cuda_graphs=True)
+
+
+def test_weights_are_float32_on_a_cpu_when_nothing_is_said(make):
+    job = make()
+    assert job.config.dtype == "float32" and job.space.prior.dtype == torch.float32

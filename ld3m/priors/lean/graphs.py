@@ -66,7 +66,7 @@ class GraphedDenoiser:
 
 
 class GraphedEvaluation:
-    """An `Evaluation` out of a slot, which it gives back when it is dropped, or at once where nothing more is wanted."""
+    """An `Evaluation` out of a slot, given back when it is dropped, or at once where nothing more is wanted of it."""
 
     def __init__(self, free: "list[_Slot]", inputs: tuple[Tensor | None, ...], wants: tuple[bool, bool]) -> None:
         self._free, self._wants = free, wants

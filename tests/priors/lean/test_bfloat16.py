@@ -12,7 +12,7 @@ from ld3m.priors import Execution
 
 def cosine(got: Tensor, want: Tensor) -> float:
     assert got.dtype == want.dtype == torch.float32
-    return float(F.cosine_similarity(got.double().flatten(), want.double().flatten(), 0))
+    return float(F.cosine_similarity(got.detach().double().flatten(), want.detach().double().flatten(), 0))
 
 
 @pytest.mark.parametrize("name", ["cin", "ffhq", "kl"])

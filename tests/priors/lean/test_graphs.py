@@ -28,13 +28,13 @@ def eager():
 
 def run(prior, *, num_images=3, learn=("latents", "conditioning"), **settings):
     draw = torch.Generator().manual_seed(1)
-    latents, noise, cotangent = torch.randn(3, num_images, 3, 8, 8, generator=draw, dtype=torch.float64).to(
+    latents, noise, cotangent = torch.randn(3, num_images, 3, 4, 4, generator=draw, dtype=torch.float64).to(
         prior.device, prior.dtype
     )
     conditioning = prior.embed(torch.arange(num_images) % 4).clone()
     inputs = {"latents": latents, "conditioning": conditioning}
     wanted = [inputs[name].requires_grad_() for name in learn]
-    z0 = ld3m.reverse_chain(prior, latents, conditioning, noise=noise, **{"steps": 4, **settings})
+    z0 = ld3m.reverse_chain(prior, latents, conditioning, noise=noise, **{"steps": 3, **settings})
     return z0.detach(), *torch.autograd.grad(z0, wanted, cotangent)
 
 
@@ -59,13 +59,13 @@ def test_what_is_not_learnt_gets_no_gradient(graphed, eager, learn):
     [
         ({"retain": 0.0}, 1),
         ({"retain": 0.0, "micro_batch": 2}, 2),  # blocks of two images and of one
-        ({"retain": 1.0}, 4),
-        ({"retain": 1.0, "micro_batch": 2}, 8),
-        ({"retain": 0.5}, 2),
+        ({"retain": 1.0}, 3),
+        ({"retain": 1.0, "micro_batch": 2}, 6),
+        ({"retain": 1 / 3}, 1),
     ],
 )
 def test_as_many_slots_as_evaluations_kept_at_once(graphed, settings, num_slots):
-    for _ in range(3):
+    for _ in range(2):
         run(graphed, **settings)
         assert graphed.lean.graphs.num_slots == num_slots
 
