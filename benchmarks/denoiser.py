@@ -1,4 +1,4 @@
-"""One call of a denoiser and its vector-Jacobian product, streamlined, against diffusers' own modules in the same dtype.
+"""A call of a denoiser and its vector-Jacobian product, streamlined, against diffusers' modules in the same dtype.
 
 On a GPU also each backend of attention alone, at the heads of the ImageNet model.
 """

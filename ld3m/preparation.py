@@ -69,6 +69,7 @@ def prepare(
         **({"config": config.prior_config} if config.prior_config else {}),
     )
     prior = copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
+    config = replace(config, cuda_graphs=prior.lean.graphs is not None)
     config = configuration.resolve(config, prior.native_resolution)
     _check(config, prior)
     dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
