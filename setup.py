@@ -133,6 +133,7 @@ setup(
     ],
     extras_require={
         "data": ["datasets"],  # Hugging Face data sets
+        "xformers": ["xformers; sys_platform == 'linux'"],  # attention="xformers", for comparison: never needed
         "test": [
             "triton; sys_platform == 'linux'",
             "pytest",
