@@ -10,7 +10,7 @@ from ld3m.priors.lean.attention import BACKENDS
 
 @dataclass(frozen=True)
 class Execution:
-    """Switches of `Prior.streamline`. None means: on a GPU, not on a CPU. All but the dtype of sums stay exact.
+    """Switches of `Prior.streamline`. None means: on a GPU, not on a CPU. All are exact to rounding.
 
     Args:
         attention: "auto" (by device and shape), "sdpa", "xformers" or "bmm" (two products and a softmax).
