@@ -110,7 +110,7 @@ def test_class_names_stand_beside_their_images_and_are_escaped(run):
 def test_accuracies_are_tabled_by_set_and_network_with_the_best_mean_in_bold(run):
     text = page(run)
     assert table(text) == [
-        ["", "VGG11", "ViT", "unseen"],
+        ["", "VGG11", "ViT", "unseen mean"],
         ["ld3m", "65.0 ± 5.0", "30.0 ± 0.0", "47.5 ± 2.5"],
         ["random", "41.0 ± 1.0", "32.0 ± 1.0", "36.5 ± 0.2"],
     ]

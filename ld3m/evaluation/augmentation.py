@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ld3m.errors import ConfigError
 from ld3m.matching import dsa
 
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
@@ -25,22 +24,6 @@ class Mix:
 
     partners: Tensor
     kept: float
-
-
-def augmentation(name: str) -> Callable[[Tensor, torch.Generator], tuple[Tensor, Mix | None]]:
-    """Return a protocol's augmentation of images (B, 3, H, H), drawn from a CPU generator.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    match name:
-        case "dsa":
-            return lambda images, generator: (dsa.augment(images, generator), None)
-        case "crop-cutmix":
-            return lambda images, generator: cutmix(resized_crop_and_flip(images, generator), generator)
-        case "none":
-            return lambda images, generator: (images, None)
-    raise ConfigError(f"augmentation is one of dsa, crop-cutmix, none; got {name!r}")
 
 
 def resized_crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -99,3 +82,11 @@ def _positions(first: Tensor, size: Tensor, side: int) -> Tensor:
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+# name: what is done to images (B, 3, H, H), and which images were mixed, if any
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], tuple[Tensor, Mix | None]]] = {
+    "dsa": lambda images, generator: (dsa.augment(images, generator), None),
+    "crop-cutmix": lambda images, generator: cutmix(resized_crop_and_flip(images, generator), generator),
+    "none": lambda images, generator: (images, None),
+}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ld3m.errors import ConfigError
+from ld3m.evaluation.augmentation import AUGMENTATIONS
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Protocol:
             images where there are fewer.
         optimiser: "sgd" with momentum, or "adamw", which decays only weights of more than one axis.
         schedule: of `SCHEDULES`.
-        augmentation: "dsa"; "crop-cutmix": random resized crops, flips, then CutMix on every batch; or "none".
+        augmentation: of `AUGMENTATIONS`.
         ema_scales: with other epochs the decay changes so that its half-life stays the same share of the training.
         labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
         temperature: divides the logits of teacher and student for soft labels.
@@ -71,15 +72,11 @@ class Protocol:
     tested: int = 1
     deviations: tuple[str, ...] = ()
 
-    def with_labels(self, labels: str | None) -> "Protocol":
-        """Return the protocol with "hard" or "soft" labels; None changes nothing.
-
-        Raises:
-            ConfigError: another word.
-        """
-        if labels not in (None, "hard", "soft"):
-            raise ConfigError(f"labels are 'hard', or 'soft' with a teacher; got {labels!r}")
-        return self if labels is None else replace(self, labels=labels)
+    def __post_init__(self) -> None:
+        known = {"optimiser": ("sgd", "adamw"), "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
+        for name, words in (known | {"labels": ("hard", "soft")}).items():
+            if getattr(self, name) not in words:
+                raise ConfigError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
 
     def batch_size(self, num_images: int, num_classes: int) -> int:
         """Return the images of a step on a set; a set smaller than that is one batch."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ class Teacher:
         kind: its name in `ld3m.networks`.
         class_names: in the order of its answers.
         mean, std: (3,), by which its images in [0, 1] are normalised.
+        data: the name of its data set.
         about: how it was trained and how well it does, for the report.
     """
 
@@ -33,15 +35,16 @@ class Teacher:
     resolution: int
     mean: Tensor
     std: Tensor
+    data: str
     about: Mapping[str, object]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What the rows call it: network, data, and the start of a digest of its weights."""
         digest = hashlib.blake2b(digest_size=4)
         for tensor in self.network.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return f"{self.kind} of {self.about['data']} ({digest.hexdigest()})"
+        return f"{self.kind} of {self.data} ({digest.hexdigest()})"
 
     def to(self, device: torch.device) -> "Teacher":
         """Move the network there, and return self."""
@@ -76,7 +79,7 @@ class Teacher:
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; return its path."""
-        own = {name: getattr(self, name) for name in ("kind", "class_names", "resolution")}
+        own = {name: getattr(self, name) for name in ("kind", "class_names", "resolution", "data")}
         own |= {"mean": self.mean.tolist(), "std": self.std.tolist(), "about": dict(self.about)}
         save_tensors(Path(path), self.network.state_dict(), {"teacher": json.dumps(own, sort_keys=True)})
         return Path(path)
@@ -95,9 +98,10 @@ def load_teacher(path: str | Path) -> Teacher:
         network.load_state_dict(tensors, assign=True)
         moments = (torch.tensor(own[name], dtype=torch.float32) for name in ("mean", "std"))
         size = own["kind"], tuple(own["class_names"]), own["resolution"]
-        return Teacher(network.eval().requires_grad_(False), *size, *moments, {"data": "?"} | own["about"])
+        network = networks.fused(network.eval().requires_grad_(False))
+        return Teacher(network, *size, *moments, own["data"], dict(own["about"]))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"{path} is not a teacher ({reason}); train one with `ld3m teacher`") from error
 
 
