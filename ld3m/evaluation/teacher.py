@@ -75,7 +75,8 @@ class Teacher:
     def logits(self, images: Tensor, data: Dataset) -> Tensor:
         """Return its answers (B, classes) to images (B, 3, H, H) normalised by the statistics of `data`."""
         ratio, offset = data.std / self.std, (data.mean - self.mean) / self.std
-        return self.network(images * ratio.to(images)[:, None, None] + offset.to(images)[:, None, None])
+        own = images * ratio.to(images)[:, None, None] + offset.to(images)[:, None, None]
+        return networks.fused(self.network)(own)
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; return its path."""
@@ -98,8 +99,7 @@ def load_teacher(path: str | Path) -> Teacher:
         network.load_state_dict(tensors, assign=True)
         moments = (torch.tensor(own[name], dtype=torch.float32) for name in ("mean", "std"))
         size = own["kind"], tuple(own["class_names"]), own["resolution"]
-        network = networks.fused(network.eval().requires_grad_(False))
-        return Teacher(network, *size, *moments, own["data"], dict(own["about"]))
+        return Teacher(network.eval().requires_grad_(False), *size, *moments, own["data"], dict(own["about"]))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"{path} is not a teacher ({reason}); train one with `ld3m teacher`") from error
