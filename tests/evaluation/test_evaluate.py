@@ -134,13 +134,12 @@ def test_progress_of_other_settings_is_kept_and_not_used(toy, result, brief, tmp
     calls = []
     monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: calls.append(1) or [[50.0]])
     monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
-    (folder / "evaluation-progress.json").write_text(json.dumps({"other": [[["ld3m", "ConvNet", 0, "own"], [12.5]]]}))
+    others = {"other": [[["ld3m", "ConvNet", 0, "own"], [12.5]]]}
+    (folder / "evaluation-progress.json").write_text(json.dumps(others))
     options = {"protocol": brief, "networks": ["ConvNet-w0.06"], "repeats": 1, "baselines": (), "progress": False}
     evaluate(folder, toy, **options)
     assert len(calls) == 1
-    assert json.loads((folder / "evaluation-progress.json").read_text()) == {
-        "other": [[["ld3m", "ConvNet", 0, "own"], [12.5]]]
-    }
+    assert json.loads((folder / "evaluation-progress.json").read_text()) == others
     (folder / "evaluation-progress.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         evaluate(folder, toy, **options)
