@@ -119,6 +119,22 @@ def test_accuracies_are_tabled_by_set_and_network_with_the_best_mean_in_bold(run
     assert '<summary>Protocol quick</summary><p class="note">&lt;short&gt;</p><dl><div><dt>epochs</dt>' in text
 
 
+def test_soft_labels_get_a_table_of_their_own(run):
+    best, score = {"accuracies": [70.0, 72.0], "mean": 71.0, "std": 1.4}, {"values": [0.31, 0.33]}
+    first = EVALUATION["rows"][0] | {"teacher": "ViT of shoes", "best_epoch": best, "lrs": score}
+    soft = {"rows": [first, EVALUATION["rows"][2]], "protocol": {"name": "rded", "tested": 9}}
+    (run / "evaluation-soft.json").write_text(json.dumps(soft))
+    hard, section = page(run).split("<h2>Accuracy with soft labels</h2>")
+    assert table(hard)[0] == ["", "VGG11", "ViT", "unseen mean"]
+    assert table(section) == [
+        ["", "VGG11", "VGG11 best_epoch", "lrs"],
+        ["ld3m", "65.0 ± 5.0", "71.0 ± 1.4", "0.320 ± 0.014"],
+        ["random", "41.0 ± 1.0", "–", "–"],
+    ]
+    assert "Soft labels of the teacher ViT of shoes, for every set." in section
+    assert "best_epoch: the best of the last 9 epochs" in section
+
+
 def test_a_score_that_is_not_there_is_a_dash(run):
     rows = [row for row in EVALUATION["rows"] if (row["set"], row["network"]) != ("random", "ViT")]
     (run / "evaluation.json").write_text(json.dumps({"rows": rows}))
