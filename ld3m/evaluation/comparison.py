@@ -66,7 +66,7 @@ def evaluate(
         labels: "hard", or "soft": a teacher's answers to every batch as it was augmented; by default the protocol's.
             Soft labels need "random" among the baselines.
         teacher: of soft labels: a Teacher, or the file of one.
-        scores: extra trainings for "lrs" and "ars", see `ld3m.evaluation.scores`.
+        scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
         full_epochs: length of the one training of each network on all real images that "lrs" needs.
         together: train the repeats of a network at once; by default on a GPU, since it is slower on a CPU. Networks
             with dropout are always trained one by one.
@@ -79,8 +79,7 @@ def evaluate(
         DataError: other classes than the distilled set's, no test split, or fewer real images than distilled ones.
         CheckpointError: the folder is not there or holds no distilled set.
     """
-    protocol = find(protocol).with_epochs(epochs)
-    protocol = protocol if labels is None else dataclasses.replace(protocol, labels=labels)
+    protocol = find(protocol).with_epochs(epochs).with_labels(labels)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ConfigError(f"repeats is a whole number, at least 1; got {repeats!r}")
     for name in baselines:

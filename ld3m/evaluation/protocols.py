@@ -94,6 +94,15 @@ class Protocol:
         said = f"{epochs} epochs instead of {' / '.join(map(str, own))}"
         return replace(self, recipes=recipes, deviations=(*self.deviations, said))
 
+    def with_labels(self, labels: str | None) -> "Protocol":
+        """Return the protocol with "hard" or "soft" labels, said among the deviations; None changes nothing."""
+        if labels in (None, self.labels):
+            return self
+        said = f"{labels} labels instead of {self.labels}"
+        if labels == "soft":
+            said += f", at temperature {self.temperature:g}" + ", the loss times its square" * self.rescaled
+        return replace(self, labels=labels, deviations=(*self.deviations, said))
+
     def recipe(self, network: str) -> Recipe:
         """Return the recipe of a network.
 

@@ -74,6 +74,13 @@ def test_batch_follows_from_the_images_per_class(images, classes, size):
     assert find("rded").batch_size(images, classes) == size
 
 
+def test_other_labels_are_said():
+    said = "soft labels instead of hard, at temperature 20, the loss times its square"
+    assert find("quick").with_labels("soft").deviations[-1] == said
+    assert find("rded").with_labels("hard").deviations[-1] == "hard labels instead of soft"
+    assert find("quick").with_labels("hard") == find("quick").with_labels(None) == find("quick")
+
+
 @pytest.mark.parametrize("field", ["optimiser", "schedule", "augmentation", "labels"])
 def test_unknown_words_of_a_protocol_are_refused(field):
     with pytest.raises(ConfigError, match=f"{field} is one of .*; got 'other'"):
