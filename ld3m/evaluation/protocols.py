@@ -49,9 +49,8 @@ class Protocol:
         augmentation: of `AUGMENTATIONS`.
         ema_scales: with other epochs the decay changes so that its half-life stays the same share of the training.
         labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
-        temperature: divides the logits of teacher and student for soft labels.
-        rescaled: whether the loss of soft labels is multiplied by the square of the temperature, by which its gradient
-            falls: that matters for SGD (Hinton, Vinyals, Dean 2015) and not for AdamW.
+        temperature: divides the logits of teacher and student for soft labels. The gradient falls with its square: at 1,
+            rates that were found for hard labels fit; AdamW does not mind.
         tested: last epochs after each of which the test is done. The last one is reported, the best one beside it.
         deviations: where this differs from the published code, in words, for the report.
     """
@@ -67,8 +66,7 @@ class Protocol:
     augmentation: str = "dsa"
     ema_scales: bool = False
     labels: str = "hard"
-    temperature: float = 20.0
-    rescaled: bool = True
+    temperature: float = 1.0
     tested: int = 1
     deviations: tuple[str, ...] = ()
 
@@ -100,7 +98,7 @@ class Protocol:
             return self
         said = f"{labels} labels instead of {self.labels}"
         if labels == "soft":
-            said += f", at temperature {self.temperature:g}" + ", the loss times its square" * self.rescaled
+            said += f", at temperature {self.temperature:g}"
         return replace(self, labels=labels, deviations=(*self.deviations, said))
 
     def recipe(self, network: str) -> Recipe:
@@ -217,7 +215,7 @@ _RDED = Protocol(
     schedule="half-cosine",
     augmentation="crop-cutmix",
     labels="soft",
-    rescaled=False,
+    temperature=20.0,
     tested=9,
     deviations=(
         *_CLEAN,

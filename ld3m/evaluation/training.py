@@ -192,8 +192,7 @@ def _loss(logits: Tensor, wanted: Tensor, mix: Mix | None, protocol: Protocol) -
     """Return the loss of one repeat: logits (B, classes) against labels (B,), or against a teacher's logits."""
     if wanted.is_floating_point():
         heat = protocol.temperature
-        loss = F.kl_div((logits / heat).log_softmax(1), (wanted / heat).softmax(1), reduction="batchmean")
-        return loss * heat**2 if protocol.rescaled else loss
+        return F.kl_div((logits / heat).log_softmax(1), (wanted / heat).softmax(1), reduction="batchmean")
     loss = F.cross_entropy(logits, wanted)
     if mix is None:
         return loss
