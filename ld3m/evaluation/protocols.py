@@ -49,8 +49,8 @@ class Protocol:
         augmentation: of `AUGMENTATIONS`.
         ema_scales: with other epochs the decay changes so that its half-life stays the same share of the training.
         labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
-        temperature: divides the logits of teacher and student for soft labels. The gradient falls with its square: at 1,
-            rates that were found for hard labels fit; AdamW does not mind.
+        temperature: divides the logits of teacher and student for soft labels. Gradients fall with its square, which
+            AdamW does not mind; at 1, rates that were found for hard labels fit.
         tested: last epochs after each of which the test is done. The last one is reported, the best one beside it.
         deviations: where this differs from the published code, in words, for the report.
     """
