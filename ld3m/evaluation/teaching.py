@@ -23,11 +23,11 @@ _EMA_EPOCHS = 3  # over about so many epochs the weights are averaged
 class TeacherTraining:
     """Settings of `ld3m teacher`."""
 
-    network: str = "ResNet18"
+    network: str = "ConvNet"
     """Network to train, perhaps with a width suffix such as -w0.5."""
-    epochs: int = 20
+    epochs: int = 15
     """Passes over the training images."""
-    lr: float = 0.01
+    lr: float = 0.03
     """Highest learning rate (SGD with momentum, rising and falling once)."""
     batch_size: int = 64
     """Images a step."""
