@@ -57,7 +57,8 @@ def main() -> None:
                 for repeat, chosen in enumerate(sets):
                     images, labels = data.train.batch(chosen), data.train.labels[chosen]
                     generator = seeds.generator(0, "tune", network, repeat)
-                    accuracies.append(train_and_test(network, images, labels, data, protocol, generator))
+                    ((accuracy,),) = train_and_test(network, [images], labels, data, protocol, [generator])
+                    accuracies.append(accuracy)
                 seconds = (time.process_time() - start) / options.repeats
                 mean, std = mean_std(accuracies)
                 values = " ".join(f"{value:.1f}" for value in accuracies)

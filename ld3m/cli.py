@@ -15,6 +15,7 @@ import tyro
 
 from ld3m.config import DistillConfig, build, read_yaml, resolve
 from ld3m.errors import ConfigError, Ld3mError
+from ld3m.evaluation.teaching import TeacherTraining
 from ld3m.priors.training import PriorTraining
 
 Positional = tyro.conf.Positional
@@ -27,6 +28,7 @@ _USAGE = """ld3m: distil an image data set into a few synthetic images per class
   ld3m evaluate RUN [DATA]   train networks on a distilled set and on real images, compare
   ld3m experts [DATA]        train expert trajectories for --algorithm mtt
   ld3m prior train [DATA]    train a small latent diffusion model on your own images
+  ld3m teacher [DATA]        train a teacher for soft labels
   ld3m export RUN            copy a distilled set out, as an image folder or as tensors
   ld3m info                  versions, devices, priors, networks
 
@@ -62,7 +64,7 @@ class EvaluateCommand:
     data: Positional[str | None] = None
     """Data set to test on; the one that was distilled when not given."""
     protocol: str = "glad-hard"
-    """"glad-hard" (1,000 epochs) or "quick"."""
+    """"glad-hard" (1,000 epochs), "quick", or "rded" (soft labels)."""
     networks: tuple[str, ...] | None = None
     """Networks to train; the protocol's when not given."""
     repeats: int = 5
@@ -71,6 +73,16 @@ class EvaluateCommand:
     """Epochs; the protocol's when not given."""
     baselines: tuple[str, ...] = ("random", "kmeans")
     """Sets of real images to compare with."""
+    labels: str | None = None
+    """"hard", or "soft": the answers of a teacher; the protocol's when not given."""
+    teacher: Path | None = None
+    """File of the teacher, from `ld3m teacher`."""
+    scores: tuple[str, ...] = ()
+    """"lrs", "ars": label- and augmentation-robust score, which cost extra trainings."""
+    full_epochs: int = 20
+    """Epochs on all real images, for "lrs"."""
+    together: bool | None = None
+    """Train the repeats of a network at once; on a GPU when not given."""
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
     seed: int = 0
@@ -109,6 +121,27 @@ class ExpertsCommand:
     """torch device; "cuda" where there is one when not given."""
     seed: int = 0
     """Everything random follows from it."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
+class TeacherCommand:
+    """Train a teacher for soft labels on the real training images and store it as safetensors."""
+
+    out: Path
+    """File of the teacher."""
+    data: Positional[str] = "builtin"
+    """Folder or zip of images, one folder per class."""
+    resolution: int = 32
+    """Image side in pixels: that of the distilled images."""
+    training: Flat[TeacherTraining] = field(default_factory=TeacherTraining)
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    overwrite: bool = False
+    """Replace the file --out."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
     quiet: bool = False
     """No progress bars."""
 
@@ -279,6 +312,17 @@ def _experts(argv: list[str]) -> None:
     print(f"{command.num_experts} experts in {command.out}")
 
 
+def _teacher(argv: list[str]) -> None:
+    from ld3m.data import load
+    from ld3m.evaluation import train_teacher
+
+    command = _parse(TeacherCommand, argv)
+    dataset = load(command.data, resolution=command.resolution, holdout=command.holdout)
+    options = {name: getattr(command, name) for name in ("training", "device", "overwrite")}
+    teacher = train_teacher(dataset, command.out, **options, progress=not command.quiet)
+    print(f"{teacher.name} in {command.out}; use it with: ld3m evaluate RUN --labels soft --teacher {command.out}")
+
+
 def _export(argv: list[str]) -> None:
     from ld3m.exporting import export
 
@@ -348,6 +392,7 @@ _PARSED: dict[str, type] = {
     "evaluate": EvaluateCommand,
     "experts": ExpertsCommand,
     "prior train": PriorTrainCommand,
+    "teacher": TeacherCommand,
     "export": ExportCommand,
     "info": InfoCommand,
 }
@@ -356,6 +401,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "experts": _experts,
     "prior train": _train_prior,
+    "teacher": _teacher,
     "export": _export,
     "info": _info,
 }

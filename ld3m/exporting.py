@@ -13,7 +13,8 @@ import yaml
 
 from ld3m import pictures
 from ld3m.errors import ConfigError
-from ld3m.report import read_mapping, score_table
+from ld3m.evaluation.report import layout, remarks, shown
+from ld3m.report import read_mapping
 from ld3m.result import Result, folder_names, load
 from ld3m.storage import clear_write_errors, save_tensors, write_text
 
@@ -170,15 +171,20 @@ def _class_table(class_names: Sequence[str]) -> str:
 def _scores(evaluation: Mapping[str, object]) -> str:
     if not evaluation.get("rows"):
         return "Not evaluated."
-    columns, table = score_table(evaluation)
+    columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
     rows = [
-        [_text(name), *(f"{cell[0]:.1f} ± {cell[1]:.1f}" if cell else "–" for cell in cells)]
+        [
+            _text(name),
+            *(" ± ".join(shown(column, *cell)) if cell else "–" for column, cell in zip(columns, cells, strict=True)),
+        ]
         for name, cells in table.items()
     ]
-    protocol = _text((evaluation.get("protocol") or {}).get("name", "not named"))
+    settings = evaluation.get("protocol") or {}
+    protocol = _text(settings.get("name", "not named"))
     about = (
         f"Test accuracy in percent of networks trained on each set, mean ± standard deviation; protocol: {protocol}."
     )
+    about = " ".join([about, *map(_text, remarks(evaluation["rows"], settings))])
     return f"{about}\n\n{_table(['trained on', *map(_text, columns)], rows)}"
 
 

@@ -137,7 +137,8 @@ def _check(config: DistillConfig, prior: Prior) -> None:
 
 
 def _check_protocol(config: DistillConfig) -> None:
-    configuration.one_of(config.evaluate, "evaluate", (*PROTOCOLS, "none"))
+    known = [name for name, protocol in PROTOCOLS.items() if protocol.labels == "hard"]  # a run has no teacher
+    configuration.one_of(config.evaluate, "evaluate", (*known, "none"))
     for name in PROTOCOLS[config.evaluate].networks if config.evaluate != "none" else ():
         try:
             networks.blueprint(name, num_classes=10, resolution=config.resolution)

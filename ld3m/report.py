@@ -10,6 +10,7 @@ import yaml
 
 from ld3m import pictures
 from ld3m.errors import CheckpointError
+from ld3m.evaluation.report import FILES, Cell, layout, remarks, shown
 from ld3m.result import DISTILLED, Result, load
 from ld3m.storage import write_text
 
@@ -67,7 +68,7 @@ def write_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; pass the output folder of a distillation")
     result = load(folder) if (folder / DISTILLED).is_file() else None
-    evaluation, facts = (read_mapping(folder / name) for name in ("evaluation.json", "result.json"))
+    evaluation, soft, facts = (read_mapping(folder / name) for name in (*FILES.values(), "result.json"))
     config = read_mapping(folder / "config.yaml") or dict(result.config if result else {})
     source = Path(str(config.get("data", "data"))).name
     title = _text(f"{len(result.labels)} images distilled from {source}" if result else f"Distillation of {source}")
@@ -75,6 +76,7 @@ def write_report(folder: Path) -> Path:
     sections = {
         "Images": _images(folder, result),
         "Accuracy": _accuracy(evaluation),
+        **({"Accuracy with soft labels": _accuracy(soft)} if soft else {}),
         "Curves": _curves(folder),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),
         "Versions and timings": _facts(facts) or _missing("There is no result.json: it is written when the run ends."),
@@ -120,16 +122,6 @@ def read_mapping(path: Path) -> dict[str, object]:
         return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} should hold a mapping but is damaged ({error}); make it again") from error
-
-
-def score_table(evaluation: Mapping[str, object]) -> tuple[list[str], dict[str, list[tuple[float, float] | None]]]:
-    """Lay an evaluation's rows out: the columns (networks, then "unseen") and for each set its (mean, std) in them."""
-    rows, unseen = evaluation.get("rows", []), evaluation.get("unseen") or {}
-    scores = {(row["set"], row["network"]): (row["mean"], row["std"]) for row in rows}
-    scores |= {(name, "unseen"): tuple(score) for name, score in unseen.items()}
-    columns = list(dict.fromkeys([*(row["network"] for row in rows), *(["unseen"] if unseen else [])]))
-    sets = dict.fromkeys(row["set"] for row in rows)
-    return columns, {name: [scores.get((name, column)) for column in columns] for name in sets}
 
 
 def _text(value: object) -> str:
@@ -183,29 +175,32 @@ def _curves(folder: Path) -> str:
 def _accuracy(evaluation: Mapping[str, object]) -> str:
     if not evaluation.get("rows"):
         return _missing("The images have not been evaluated yet: <code>ld3m evaluate</code> adds the table.")
-    columns, table = score_table(evaluation)
-    best = [max((round(c[0], 1) for c in column if c), default=0.0) for column in zip(*table.values(), strict=True)]
+    columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
+    best = [max((c for c in cells if c), default=(0.0, 0.0))[0] for cells in zip(*table.values(), strict=True)]
     lines = ["<tr><th></th>" + "".join(f"<th>{_text(name)}</th>" for name in columns)]
     for name, cells in table.items():
-        scores = (f"<td>{_score(cell, top)}</td>" for cell, top in zip(cells, best, strict=True))
+        scores = (f"<td>{_score(*one)}</td>" for one in zip(columns, cells, best, strict=True))
         lines.append(f"\n<tr><th>{_text(name)}</th>{''.join(scores)}")
     protocol = dict(evaluation.get("protocol") or {})
-    remarks = "".join(f'<p class="note">{_text(remark)}</p>' for remark in protocol.pop("deviations", ()))
+    deviations = "".join(f'<p class="note">{_text(remark)}</p>' for remark in protocol.pop("deviations", ()))
     repeats = max(len(row["accuracies"]) for row in evaluation["rows"])
     note = f"Test accuracy in percent, mean ± standard deviation over {repeats} trainings; the best mean is bold."
-    if kind := "unseen" if "unseen" in columns else "":
+    if kind := "unseen" if "unseen mean" in columns else "":
         note += " Unseen: the average over the networks that took no part in the distillation."
+    note = _text(" ".join([note, *remarks(evaluation["rows"], protocol)]))
     return (
         f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>\n<p class="note soft">{note}</p>\n'
-        f"<details><summary>Protocol {_text(protocol.pop('name', ''))}</summary>{remarks}{_facts(protocol)}</details>"
+        f"<details><summary>Protocol {_text(protocol.pop('name', ''))}</summary>{deviations}"
+        f"{_facts(protocol)}</details>"
     )
 
 
-def _score(cell: tuple[float, float] | None, best: float) -> str:
+def _score(column: str, cell: Cell, best: float) -> str:
     if cell is None:
         return "–"
-    mean, std = (f"{value:.1f}" for value in cell)
-    return f'{f"<strong>{mean}</strong>" if float(mean) == best else mean} <span class="soft">± {std}</span>'
+    mean, std = shown(column, *cell)
+    is_best = mean == shown(column, best, 0.0)[0]
+    return f'{f"<strong>{mean}</strong>" if is_best else mean} <span class="soft">± {std}</span>'
 
 
 def _facts(mapping: Mapping[str, object]) -> str:

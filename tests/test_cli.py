@@ -13,6 +13,7 @@ from PIL import Image
 import ld3m
 from ld3m import cli
 from ld3m.config import DistillConfig
+from ld3m.evaluation import TeacherTraining
 from ld3m.evaluation.protocols import PROTOCOLS
 from ld3m.objectives import ClassMatching
 from ld3m.priors.training import PriorTraining
@@ -22,6 +23,7 @@ COMMANDS = {
     "evaluate": [cli.EvaluateCommand],
     "experts": [cli.ExpertsCommand],
     "prior train": [cli.PriorTrainCommand, PriorTraining],
+    "teacher": [cli.TeacherCommand, TeacherTraining],
     "export": [cli.ExportCommand],
     "info": [cli.InfoCommand],
 }

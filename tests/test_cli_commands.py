@@ -24,6 +24,25 @@ def test_evaluate_compares_with_real_images(small_run, ld3m_command, coloured_fo
     assert ld3m_command("evaluate", run, coloured_folder, options)[1] == out
 
 
+def test_a_teacher_gives_soft_labels(small_run, ld3m_command, coloured_folder, tmp_path):
+    run, teacher = Path(shutil.copytree(small_run, tmp_path / "run")), tmp_path / "teacher.safetensors"
+    training = f"--network ConvNet-w0.06 --epochs 2 --resolution {ld3m.load(run).images.shape[-1]} --quiet --out"
+    status, out, _ = ld3m_command("teacher", coloured_folder, training, teacher)
+    assert status == 0
+    assert f"use it with: ld3m evaluate RUN --labels soft --teacher {teacher}" in out
+    options = "--protocol quick --networks ConvNet-w0.06 --repeats 2 --epochs 2 --quiet --labels soft --teacher"
+    status, out, _ = ld3m_command("evaluate", run, options, teacher)
+    assert status == 0
+    report = ld3m.evaluation.Report.from_json((run / "evaluation-soft.json").read_text())
+    assert out.strip() == report.table().strip()
+    assert {row["teacher"] for row in report.rows} == {ld3m.evaluation.load_teacher(teacher).name}
+    assert not (run / "evaluation.json").exists()
+    assert "Accuracy with soft labels" in (run / "report.html").read_text()
+    status, _, err = ld3m_command("evaluate", run, "--protocol rded --quiet")
+    assert status == 2
+    assert err == "ld3m: error: soft labels need a teacher; train one with `ld3m teacher`, or ask for hard labels\n"
+
+
 def test_evaluate_of_no_run_exits_2(ld3m_command, tmp_path):
     status, _, err = ld3m_command("evaluate", tmp_path / "nowhere", "builtin")
     assert status == 2

@@ -125,7 +125,7 @@ def test_the_readme_has_the_scores_where_there_are_some(run, tmp_path):
     scores = section((export(run, "safetensors", tmp_path / "after") / "README.md").read_text(), "Scores")
     assert "protocol: quick." in scores
     assert table(scores) == [
-        ["trained on", "ViT", "VGG11", "unseen"],
+        ["trained on", "ViT", "VGG11", "unseen mean"],
         ["---", "---", "---", "---"],
         ["ld3m", "65.0 ± 5.0", "–", "65.0 ± 5.0"],
         ["random", "–", "40.0 ± 0.0", "–"],

@@ -110,13 +110,29 @@ def test_class_names_stand_beside_their_images_and_are_escaped(run):
 def test_accuracies_are_tabled_by_set_and_network_with_the_best_mean_in_bold(run):
     text = page(run)
     assert table(text) == [
-        ["", "VGG11", "ViT", "unseen"],
+        ["", "VGG11", "ViT", "unseen mean"],
         ["ld3m", "65.0 ± 5.0", "30.0 ± 0.0", "47.5 ± 2.5"],
         ["random", "41.0 ± 1.0", "32.0 ± 1.0", "36.5 ± 0.2"],
     ]
     assert re.findall(r"<strong>(.*?)</strong>", text) == ["65.0", "47.5", "32.0"]
     assert "over 2 trainings" in text
     assert '<summary>Protocol quick</summary><p class="note">&lt;short&gt;</p><dl><div><dt>epochs</dt>' in text
+
+
+def test_soft_labels_get_a_table_of_their_own(run):
+    best, score = {"accuracies": [70.0, 72.0], "mean": 71.0, "std": 1.4}, {"values": [0.31, 0.33]}
+    first = EVALUATION["rows"][0] | {"teacher": "ViT of shoes", "best_epoch": best, "lrs": score}
+    soft = {"rows": [first, EVALUATION["rows"][2]], "protocol": {"name": "rded", "tested": 9}}
+    (run / "evaluation-soft.json").write_text(json.dumps(soft))
+    hard, section = page(run).split("<h2>Accuracy with soft labels</h2>")
+    assert table(hard)[0] == ["", "VGG11", "ViT", "unseen mean"]
+    assert table(section) == [
+        ["", "VGG11", "VGG11 best_epoch", "lrs"],
+        ["ld3m", "65.0 ± 5.0", "71.0 ± 1.4", "0.320 ± 0.014"],
+        ["random", "41.0 ± 1.0", "–", "–"],
+    ]
+    assert "Soft labels of the teacher ViT of shoes, for every set." in section
+    assert "best_epoch: the best of the last 9 epochs" in section
 
 
 def test_a_score_that_is_not_there_is_a_dash(run):

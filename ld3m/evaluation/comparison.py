@@ -18,13 +18,15 @@ from ld3m import seeds
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError
+from ld3m.evaluation import scores as robustness
 from ld3m.evaluation.baselines import BASELINES
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
-from ld3m.evaluation.report import Report, mean_std, save_report
-from ld3m.evaluation.runner import Training, num_workers, run
+from ld3m.evaluation.report import Report, save_report, summary
+from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.subject import open_subject
-from ld3m.evaluation.training import has_dropout, train_and_test
+from ld3m.evaluation.teacher import Teacher, load_teacher
+from ld3m.evaluation.training import RealImages, has_dropout, train_and_test
 from ld3m.result import Result
 
 
@@ -37,6 +39,11 @@ def evaluate(
     repeats: int = 5,
     epochs: int | None = None,
     baselines: Sequence[str] = ("random", "kmeans"),
+    labels: str | None = None,
+    teacher: Teacher | str | Path | None = None,
+    scores: Sequence[str] = (),
+    full_epochs: int = 20,
+    together: bool | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -44,47 +51,72 @@ def evaluate(
     """Measure how well networks do on real test images after training on a distilled set.
 
     A repeat of a network starts from the same weights and augmentation on every set. With a folder, `evaluation.json`
-    is written there at the end, and an interrupted evaluation goes on with the trainings that are left.
+    (`evaluation-soft.json` for soft labels) is written there at the end, and an interrupted evaluation goes on with the
+    trainings that are left.
 
     Args:
         result_or_folder: a Result, the output folder of a distillation, or images (N, 3, H, H) in [0, 1] with labels.
         data: what `ld3m.data.load` reads: the data the set was distilled from.
-        protocol: "glad-hard", "quick", or a Protocol.
+        protocol: "glad-hard", "quick", "rded", or a Protocol.
         networks: names, perhaps with a width suffix; by default the protocol's.
         repeats: trainings of each network on each set, each from fresh weights.
         epochs: length of a training; by default the protocol's.
         baselines: real images to compare with, as many of each class: "random" (drawn anew for every repeat) and
             "kmeans" (nearest to the k-means centres of the class).
+        labels: "hard", or "soft": a teacher's answers to every batch as it was augmented; by default the protocol's.
+            Soft labels need "random" among the baselines.
+        teacher: of soft labels: a Teacher, or the file of one.
+        scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
+        full_epochs: length of the one training of each network on all real images that "lrs" needs.
+        together: train the repeats of a network at once; by default on a GPU, since it is slower on a CPU. Networks
+            with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
         progress: show a bar.
 
     Raises:
-        ConfigError: an unknown protocol, network or baseline, or too few repeats or epochs.
+        ConfigError: an unknown protocol, network, baseline or score, too few repeats or epochs, or a teacher that is
+            missing or of other classes or images.
         DataError: other classes than the distilled set's, no test split, or fewer real images than distilled ones.
         CheckpointError: the folder is not there or holds no distilled set.
     """
-    protocol = find(protocol).with_epochs(epochs)
+    protocol = find(protocol).with_epochs(epochs).with_labels(labels)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ConfigError(f"repeats is a whole number, at least 1; got {repeats!r}")
     for name in baselines:
         if name not in BASELINES:
             raise ConfigError(f"baselines are of {', '.join(BASELINES)}; got {name!r}")
+    robustness.check(scores, baselines)
     names = tuple(dict.fromkeys(protocol.networks if networks is None else networks))
     if not names:
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")
+    teacher = _teacher(teacher, protocol, baselines)
     device = usable(device)
     result, data, folder = open_subject(result_or_folder, data)
-    comparison = Comparison(result, data, protocol, names, repeats, seed, device)
+    comparison = Comparison(result, data, protocol, names, repeats, seed, device, teacher, scores, full_epochs)
     comparison.add_baselines(baselines)
 
     start = time.perf_counter()
     finished = Progress(folder, comparison.key())
-    comparison.run(finished, progress)
+    comparison.run(finished, device.type != "cpu" if together is None else together, progress)
     report = comparison.report(finished.accuracies, time.perf_counter() - start)
     if folder:
         save_report(report, folder)
         finished.forget()
     return report
+
+
+def _teacher(given: object, protocol: Protocol, baselines: Sequence[str]) -> Teacher | None:
+    if protocol.labels == "hard":
+        if given is not None:
+            raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
+        return None
+    if given is None:
+        raise ConfigError("soft labels need a teacher; train one with `ld3m teacher`, or ask for hard labels")
+    if "random" not in baselines:
+        raise ConfigError(
+            "soft labels stand beside random real images with the same teacher; keep 'random' among the baselines"
+        )
+    return given if isinstance(given, Teacher) else load_teacher(given)
 
 
 class Comparison:
@@ -99,15 +131,22 @@ class Comparison:
         repeats: int,
         seed: int,
         device: torch.device,
+        teacher: Teacher | None,
+        scores: Sequence[str],
+        full_epochs: int,
     ) -> None:
         self.result, self.data, self.protocol, self.networks = result, data, protocol, networks
         self.repeats, self.seed, self.device = repeats, seed, device
+        self.teacher, self.scores, self.full_epochs = teacher, tuple(scores), full_epochs
         self.counts = torch.bincount(result.labels, minlength=len(data.class_names)).tolist()
         self.positions: dict[str, list[Tensor]] = {}  # of a baseline's images in the training split, by repeat
         self.seeds = {name: [self._generator(name, r).initial_seed() for r in range(repeats)] for name in networks}
         for name in networks:  # a name that nobody knows is better refused before the first training
             self._blueprint(name)
             protocol.recipe(name)
+        if teacher:
+            teacher.require_fit(data)
+            teacher.to(device)
 
     def add_baselines(self, names: Sequence[str]) -> None:
         """Choose the real images, as many of each class as there are distilled ones."""
@@ -125,48 +164,54 @@ class Comparison:
         """The names of the sets, the distilled one first."""
         return (str(self.result.config.get("space", "distilled")), *self.positions)
 
-    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor, Tensor]:
+    @property
+    def extra(self) -> list[Training]:
+        """The trainings that are there for the scores alone."""
+        facts = self.scores, self.protocol.labels, self.sets[0]
+        return [t for network in self.networks for t in robustness.trainings(*facts, network, self.repeats)]
+
+    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | RealImages, Tensor]:
         """Return the images of a set, in [0, 1], and their labels, as a repeat trains on them."""
+        if name == robustness.FULL:
+            return RealImages(self.data, self.device), self.data.train.labels
         if name not in self.positions:
             return self.result.images, self.result.labels
         positions = self.positions[name][repeat % len(self.positions[name])]
         return self.data.train.batch(positions), self.data.train.labels[positions]
 
-    def run(self, finished: Progress, show: bool) -> None:
-        """Do the trainings that are not finished."""
+    def run(self, finished: Progress, together: bool, show: bool) -> None:
+        """Do the trainings that are not finished, the repeats of a network at once where `together` says so."""
         trainings = [Training(s, n, r) for r in range(self.repeats) for s in self.sets for n in self.networks]
-        batch = min(self.protocol.batch, len(self.result.labels))
-        workers = num_workers(len(trainings), batch * self.data.resolution**2, self.device)
+        trainings += self.extra
+        batch = self.protocol.batch_size(len(self.result.labels), len(self.counts)) * self.data.resolution**2
         left = [training for training in trainings if training not in finished.accuracies]
         alone = {name for name in self.networks if has_dropout(self._blueprint(name))}  # draws from what threads share
         with tqdm(total=len(trainings), initial=len(trainings) - len(left), desc="evaluate", disable=not show) as bar:
 
-            def note(training: Training, accuracy: float) -> None:
-                finished.record(training, accuracy)
-                bar.set_postfix_str(f"{training.set}, {training.network}: {accuracy:.1f} %", refresh=False)
+            def note(training: Training, accuracies: list[float]) -> None:
+                finished.record(training, accuracies)
+                bar.set_postfix_str(f"{training.set}, {training.network}: {accuracies[-1]:.1f} %", refresh=False)
                 bar.update()
 
-            run([t for t in left if t.network not in alone], self._train, note, workers)
-            run([t for t in left if t.network in alone], self._train, note, 1)
+            most = min(self.repeats, num_together(batch)) if together else 1
+            jobs = jobs_of([t for t in left if t.network not in alone], most)
+            run(jobs, self._train, note, num_workers(len(jobs), most * batch, self.device))
+            run(jobs_of([t for t in left if t.network in alone], 1), self._train, note, 1)
 
     def key(self) -> str:
         """Return a digest of all that decides an accuracy beside set, network and repeat."""
         data = self.data
         facts = [dataclasses.asdict(self.protocol), self.seed, data.name, len(data.train), len(data.test)]
         facts += [data.mean.tolist(), data.std.tolist(), self.device.type, ld3m.__version__]
+        facts += [self.teacher and self.teacher.name, self.full_epochs]
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
         for tensor in (self.result.images, self.result.labels):
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def report(self, accuracies: Mapping[Training, float], seconds: float) -> Report:
+    def report(self, accuracies: Mapping[Training, list[float]], seconds: float) -> Report:
         """Gather the rows and all that a reader needs to judge or repeat them."""
-        rows = []
-        for name in self.sets:
-            for network in self.networks:
-                values = [accuracies[Training(name, network, repeat)] for repeat in range(self.repeats)]
-                mean, std = mean_std(values)
-                rows.append({"set": name, "network": network, "accuracies": values, "mean": mean, "std": std})
+        rows = [self._row(accuracies, name, network) for name in self.sets for network in self.networks]
         about = {
             "data": self._describe_data(),
             "seed": self.seed,
@@ -177,21 +222,44 @@ class Comparison:
             "threads": torch.get_num_threads(),
             "seconds": round(seconds, 1),
         }
+        about |= {"teacher": {"name": self.teacher.name, **self.teacher.about}} if self.teacher else {}
+        about |= {"score_trainings": self._score_trainings(accuracies)} if self.scores else {}
         used = {name: self.protocol.recipe(name) for name in self.networks}
         protocol = dataclasses.asdict(dataclasses.replace(self.protocol, networks=self.networks, recipes=used))
         protocol = json.loads(json.dumps(protocol))  # tuples become lists: equal after to_json and from_json
         return Report(rows, protocol, self.result.config.get("network"), about)
 
-    def _train(self, training: Training, each_epoch: Callable[[], None]) -> float:
-        images, labels = self.images_and_labels(training.set, training.repeat)
-        generator = self._generator(training.network, training.repeat)  # not of the set: all start alike
+    def _row(self, accuracies: Mapping[Training, list[float]], name: str, network: str) -> dict[str, object]:
+        own = [Training(name, network, repeat) for repeat in range(self.repeats)]
+        row = {"set": name, "network": network} | summary([accuracies[training][-1] for training in own])
+        if self.teacher:
+            row |= {"labels": "soft", "teacher": self.teacher.name}
+        if self.protocol.tested > 1:
+            row["best_epoch"] = summary([max(accuracies[training]) for training in own])
+        for score in self.scores if name == self.sets[0] else ():
+            values = [
+                robustness.score(score, lambda t: accuracies[t][-1], self.protocol.labels, training) for training in own
+            ]
+            row[score] = summary(values, "values")
+        return row
+
+    def _score_trainings(self, accuracies: Mapping[Training, list[float]]) -> list[dict[str, object]]:
+        groups: dict[tuple[str, str, str], list[float]] = {}
+        for t in self.extra:
+            groups.setdefault((t.set, t.network, t.variant), []).append(accuracies[t][-1])
+        return [dict(zip(("set", "network", "variant"), key, strict=True)) | summary(v) for key, v in groups.items()]
+
+    def _train(self, job: Job, each_epoch: Callable[[], None]) -> list[list[float]]:
+        first = job[0]
+        sets = [self.images_and_labels(training.set, training.repeat) for training in job]
         return train_and_test(
-            training.network,
-            images,
-            labels,
+            first.network,
+            [images for images, _ in sets],
+            sets[0][1],
             self.data,
-            self.protocol,
-            generator,
+            robustness.variant(self.protocol, first.variant, self.full_epochs),
+            [self._generator(first.network, training.repeat) for training in job],  # not of the set: all start alike
+            teacher=self.teacher,
             device=self.device,
             each_epoch=each_epoch,
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import astuple
 from pathlib import Path
 
 from ld3m.evaluation.runner import Training
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Accuracies of the trainings that are done, in memory and, where there is a folder, on disk.
+    """Accuracies of the trainings that are done, after each tested epoch, in memory and, with a folder, on disk.
 
     Args:
         folder: of the run; None keeps nothing on disk.
@@ -22,13 +23,13 @@ class Progress:
     def __init__(self, folder: Path | None, key: str) -> None:
         self.path = None if folder is None else folder / FILE
         self.key = key
-        self.accuracies = {Training(*name): accuracy for name, accuracy in self._stored().get(key, ())}
+        self.accuracies = {Training(*name): accuracies for name, accuracies in self._stored().get(key, ())}
 
-    def record(self, training: Training, accuracy: float) -> None:
+    def record(self, training: Training, accuracies: list[float]) -> None:
         """Keep a result."""
-        self.accuracies[training] = accuracy
+        self.accuracies[training] = accuracies
         if self.path:
-            done = [[[t.set, t.network, t.repeat], accuracy] for t, accuracy in self.accuracies.items()]
+            done = [[astuple(training), accuracies] for training, accuracies in self.accuracies.items()]
             write_json(self.path, self._stored() | {self.key: done})
 
     def forget(self) -> None:

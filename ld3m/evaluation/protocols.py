@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ld3m.errors import ConfigError
+from ld3m.evaluation.augmentation import AUGMENTATIONS
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Recipe:
 
     Args:
         rate: the highest learning rate.
-        ema_decay: limit of the decay of the average of the weights, which is updated once an epoch.
+        ema_decay: limit of the decay of the average of the weights, which is updated once an epoch; 0 keeps no average.
     """
 
     rate: float
@@ -35,24 +36,52 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """SGD with hard labels and DSA on every batch; an average of the weights over the epochs (EMA) is tested.
+    """How networks are trained: by default SGD with hard labels and DSA on every batch, and an average of the weights
+    over the epochs (EMA) is tested.
 
     Args:
         networks: evaluated when the caller names none.
         recipes: by network; a name without width suffix serves every width.
-        batch: images per step, or all images where there are fewer.
+        batch: images per step, or by images per class: the first (images per class, batch) that the set reaches; all
+            images where there are fewer.
+        optimiser: "sgd" with momentum, or "adamw", which decays only weights of more than one axis.
+        schedule: of `SCHEDULES`.
+        augmentation: of `AUGMENTATIONS`.
         ema_scales: with other epochs the decay changes so that its half-life stays the same share of the training.
+        labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
+        temperature: divides the logits of teacher and student for soft labels. Gradients fall with its square, which
+            AdamW does not mind; at 1, rates that were found for hard labels fit.
+        tested: last epochs after each of which the test is done. The last one is reported, the best one beside it.
         deviations: where this differs from the published code, in words, for the report.
     """
 
     name: str
     networks: tuple[str, ...]
     recipes: Mapping[str, Recipe]
-    batch: int = 256
+    batch: int | tuple[tuple[int, int], ...] = 256
+    optimiser: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    schedule: str = "rise-and-fall"
+    augmentation: str = "dsa"
     ema_scales: bool = False
+    labels: str = "hard"
+    temperature: float = 1.0
+    tested: int = 1
     deviations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = {"optimiser": ("sgd", "adamw"), "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
+        for name, words in (known | {"labels": ("hard", "soft")}).items():
+            if getattr(self, name) not in words:
+                raise ConfigError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
+
+    def batch_size(self, num_images: int, num_classes: int) -> int:
+        """Return the images of a step on a set; a set smaller than that is one batch."""
+        if isinstance(self.batch, int):
+            return min(self.batch, num_images)
+        size = next(size for images_per_class, size in self.batch if num_images // num_classes >= images_per_class)
+        return min(size * (2 if num_classes == 100 else 1), num_images)
 
     def with_epochs(self, epochs: int | None) -> "Protocol":
         """Return the protocol with another length, said among the deviations; None changes nothing."""
@@ -62,6 +91,15 @@ class Protocol:
         recipes = {network: recipe.with_epochs(epochs, self.ema_scales) for network, recipe in self.recipes.items()}
         said = f"{epochs} epochs instead of {' / '.join(map(str, own))}"
         return replace(self, recipes=recipes, deviations=(*self.deviations, said))
+
+    def with_labels(self, labels: str | None) -> "Protocol":
+        """Return the protocol with "hard" or "soft" labels, said among the deviations; None changes nothing."""
+        if labels in (None, self.labels):
+            return self
+        said = f"{labels} labels instead of {self.labels}"
+        if labels == "soft":
+            said += f", at temperature {self.temperature:g}"
+        return replace(self, labels=labels, deviations=(*self.deviations, said))
 
     def recipe(self, network: str) -> Recipe:
         """Return the recipe of a network.
@@ -88,6 +126,14 @@ def learning_rate(base: float, epoch: int, epochs: int) -> float:
     if epoch <= half:
         return base * (1e-7 + (1 - 1e-7) * epoch / half)
     return base * 0.5 * (1 + math.cos(math.pi * (epoch - half - 1) / half))
+
+
+def half_cosine(base: float, epoch: int, epochs: int) -> float:
+    """Return the rate in force during an epoch, 0-based: a cosine that stops half way down, at half of the base."""
+    return base * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
+
+
+SCHEDULES = {"rise-and-fall": learning_rate, "half-cosine": half_cosine}
 
 
 def ema_decay(update: int, limit: float) -> float:
@@ -155,4 +201,29 @@ _QUICK = Protocol(
     deviations=(*_CLEAN, "short: few epochs, learning rates to match, and networks of half the width by default"),
 )
 
-PROTOCOLS = {protocol.name: protocol for protocol in (_GLAD_HARD, _QUICK)}
+# RDED (Sun et al. 2024) as D3HR uses it; 300 epochs are its ImageNet-1K and Tiny-ImageNet, CIFAR has 400.
+_RDED = Protocol(
+    name="rded",
+    networks=("ConvNet", "ResNet18"),
+    recipes={
+        network: Recipe(rate, 300, 0.0)
+        for network, rate in {"ConvNet": 1e-3, "ResNet18": 1e-3, "VGG11": 5e-4, "AlexNet": 1e-4, "ViT": 1e-4}.items()
+    },
+    batch=((50, 100), (10, 50), (0, 15)),
+    optimiser="adamw",
+    weight_decay=0.01,
+    schedule="half-cosine",
+    augmentation="crop-cutmix",
+    labels="soft",
+    temperature=20.0,
+    tested=9,
+    deviations=(
+        *_CLEAN,
+        "the last epoch counts; the best of the last nine by test accuracy, as published, is the column best_epoch",
+        "the batch follows from the images per class of the set; the published runs all have that of ten",
+        "networks with instance norm, and test images at their own size, not a crop of a larger one",
+        "every repeat has weights and draws of its own; the published five share one seed, set once",
+    ),
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in (_GLAD_HARD, _QUICK, _RDED)}

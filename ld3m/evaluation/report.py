@@ -10,7 +10,9 @@ from ld3m.errors import CheckpointError
 from ld3m.evaluation.protocols import base_name
 from ld3m.storage import write_text
 
-FILE = "evaluation.json"
+FILES = {"hard": "evaluation.json", "soft": "evaluation-soft.json"}  # by labels
+SCORES = ("lrs", "ars")
+Cell = tuple[float, float] | None  # mean and standard deviation
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,11 @@ class Report:
 
     Args:
         rows: one for each set and network: {set, network, accuracies, mean, std}; std is the sample standard deviation
-            over the repeats, 0 for a single one.
+            over the repeats, 0 for a single one. With soft labels also {labels, teacher}; with several tested epochs
+            best_epoch, and with scores lrs and ars, each with values, mean and std of its own.
         protocol: its fields, deviations from the published code included.
         distilled_with: the network that took part in the distillation, where that is known; the others are unseen.
-        about: data, seeds, storage, versions, device, seconds.
+        about: data, seeds, storage, versions, device, seconds; the teacher, and the trainings for scores alone.
     """
 
     rows: Sequence[Mapping[str, object]]
@@ -38,17 +41,15 @@ class Report:
         for row in self.rows:
             if base_name(row["network"]) != seen:
                 scores.setdefault(row["set"], []).append(row["accuracies"])
-        return {name: mean_std([fmean(repeat) for repeat in zip(*rows, strict=True)]) for name, rows in scores.items()}
+        return {name: _over_networks(rows) for name, rows in scores.items()}
 
     def table(self) -> str:
         """Return the table as aligned text: a line for each set, a column for each network and one for the unseen."""
         repeats = len(self.rows[0]["accuracies"])
-        cells = {(row["set"], row["network"]): (row["mean"], row["std"]) for row in self.rows}
-        cells |= {(name, "unseen mean"): score for name, score in self.unseen.items()}
-        columns = list(dict.fromkeys(network for _, network in cells))
+        columns, sets = layout(self.rows, self.unseen)
         lines = [["", *columns]]
-        for name in dict.fromkeys(row["set"] for row in self.rows):
-            lines.append([name, *(_cell(cells.get((name, column)), repeats) for column in columns)])
+        for name, cells in sets.items():
+            lines.append([name, *(_cell(*one, repeats) for one in zip(columns, cells, strict=True))])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
@@ -71,7 +72,7 @@ class Report:
             note += (
                 f"\nUnseen: networks other than {base_name(self.distilled_with)}, with which the images were distilled."
             )
-        return note
+        return "\n".join([note, *remarks(self.rows, self.protocol)])
 
     def to_json(self) -> str:
         """Return all of it as JSON."""
@@ -100,10 +101,58 @@ class Report:
 
 
 def save_report(report: Report, folder: str | Path) -> Path:
-    """Write `evaluation.json` into a folder, whole or not at all; return its path."""
-    path = Path(folder) / FILE
+    """Write `evaluation.json`, or `evaluation-soft.json`, into a folder, whole or not at all; return its path."""
+    path = Path(folder) / FILES[report.protocol.get("labels", "hard")]
     write_text(path, report.to_json())
     return path
+
+
+def layout(
+    rows: Sequence[Mapping[str, object]], unseen: Mapping[str, Sequence[float]]
+) -> tuple[list[str], dict[str, list[Cell]]]:
+    """Lay rows out: the columns, and for each set its cells in them.
+
+    Columns are the networks, each with its best epoch where several were tested, then the mean of the unseen ones, then
+    the scores, as means over all networks.
+    """
+    cells: dict[tuple[str, str], Cell] = {}
+    for row in rows:
+        cells[row["set"], row["network"]] = row["mean"], row["std"]
+        if best := row.get("best_epoch"):
+            cells[row["set"], f"{row['network']} best_epoch"] = best["mean"], best["std"]
+    cells |= {(name, "unseen mean"): tuple(score) for name, score in unseen.items()}
+    for score in SCORES:
+        scored: dict[str, list[Sequence[float]]] = {}
+        for row in rows:
+            if score in row:
+                scored.setdefault(row["set"], []).append(row[score]["values"])
+        cells |= {(name, score): _over_networks(values) for name, values in scored.items()}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    return columns, {row["set"]: [cells.get((row["set"], column)) for column in columns] for row in rows}
+
+
+def remarks(rows: Sequence[Mapping[str, object]], protocol: Mapping[str, object]) -> list[str]:
+    """Return what has to be said of soft labels, best epochs and scores, where there are any."""
+    said = []
+    if teacher := rows[0].get("teacher"):
+        said.append(f"Soft labels of the teacher {teacher}, for every set.")
+    if "best_epoch" in rows[0]:
+        said.append(f"best_epoch: the best of the last {protocol['tested']} epochs by test accuracy.")
+    if any(score in rows[0] for score in SCORES):
+        said.append("lrs, ars: label- and augmentation-robust score, 0 to 1, mean over the networks.")
+    return said
+
+
+def shown(column: str, mean: float, std: float) -> tuple[str, str]:
+    """Return mean and standard deviation of a column as text."""
+    digits = 3 if column in SCORES else 1
+    return f"{mean:.{digits}f}", f"{std:.{digits}f}"
+
+
+def summary(values: Sequence[float], name: str = "accuracies") -> dict[str, object]:
+    """Return the values of all repeats with their mean and standard deviation, as a row has them."""
+    mean, std = mean_std(values)
+    return {name: list(values), "mean": mean, "std": std}
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -111,8 +160,13 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def _cell(score: tuple[float, float] | None, repeats: int) -> str:
-    if score is None:
+def _over_networks(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Average each repeat over the networks; return mean and standard deviation over the repeats."""
+    return mean_std([fmean(repeat) for repeat in zip(*rows, strict=True)])
+
+
+def _cell(column: str, cell: Cell, repeats: int) -> str:
+    if cell is None:
         return "–"
-    mean, std = score
-    return f"{mean:.1f} ± {std:.1f}" if repeats > 1 else f"{mean:.1f}"
+    mean, std = shown(column, *cell)
+    return f"{mean} ± {std}" if repeats > 1 else mean

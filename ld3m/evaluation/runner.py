@@ -1,7 +1,8 @@
-"""Many trainings: side by side on the cores of a CPU, one after the other on an accelerator.
+"""Many trainings: side by side on the cores of a CPU; on an accelerator one job after the other, each many at once.
 
 A training of a small network on ten images keeps one core busy and hardly two, so N cores run N trainings with one
-thread each. What a training draws is its own, so the order in which trainings run changes nothing.
+thread each. An accelerator is idle most of such a training: there the repeats of a network are one job. What a training
+draws is its own, so neither order nor company changes anything.
 """
 
 import threading
@@ -16,37 +17,60 @@ _PIXELS_IN_FLIGHT = 2**24  # of all batches that are trained on at the same time
 
 @dataclass(frozen=True)
 class Training:
-    """Which set trains which network, and the how many-th time."""
+    """Which set trains which network, the how many-th time, and with which variant of the protocol."""
 
     set: str
     network: str
     repeat: int
+    variant: str = "own"
+
+
+Job = tuple[Training, ...]
 
 
 class Cancelled(Exception):
     """Raised inside a training when another one has failed or the user has interrupted."""
 
 
-def num_workers(num_trainings: int, batch_pixels: int, device: torch.device) -> int:
-    """Return how many trainings run side by side."""
+def num_together(batch_pixels: int) -> int:
+    """Return how many trainings may be under way at the same time, by memory."""
+    return max(1, _PIXELS_IN_FLIGHT // max(1, batch_pixels))
+
+
+def num_workers(num_jobs: int, batch_pixels: int, device: torch.device) -> int:
+    """Return how many jobs run side by side."""
     if device.type != "cpu":
         return 1
-    return max(1, min(torch.get_num_threads(), num_trainings, _PIXELS_IN_FLIGHT // max(1, batch_pixels)))
+    return max(1, min(torch.get_num_threads(), num_jobs, num_together(batch_pixels)))
+
+
+def jobs_of(trainings: Sequence[Training], most: int) -> list[Job]:
+    """Gather the repeats of each network on each set into jobs of `most` at the most."""
+    groups: dict[tuple[object, ...], list[Training]] = {}
+    for training in trainings:
+        kind = training.set, training.network, training.variant, training.repeat // most
+        groups.setdefault(kind, []).append(training)
+    return [tuple(group) for group in groups.values()]
 
 
 def run(
-    trainings: Sequence[Training],
-    work: Callable[[Training, Callable[[], None]], float],
-    finished: Callable[[Training, float], None],
+    jobs: Sequence[Job],
+    work: Callable[[Job, Callable[[], None]], Sequence[list[float]]],
+    finished: Callable[[Training, list[float]], None],
     workers: int,
 ) -> None:
-    """Do `work(training, each_epoch)` for all; call `finished(training, accuracy)`, in this thread, after each.
+    """Do `work(job, each_epoch)` for all; call `finished(training, accuracies)`, in this thread, for its trainings.
 
     Work has to call `each_epoch` now and then: it raises where the run has been interrupted.
     """
+
+    def note(job: Job, outcomes: Sequence[list[float]]) -> None:
+        for training, accuracies in zip(job, outcomes, strict=True):
+            finished(training, accuracies)
+
     if workers == 1:
-        for training in trainings:
-            finished(training, work(training, lambda: None))
+        for job in jobs:
+            note(job, work(job, lambda: None))
         return
     stop = threading.Event()
 
@@ -57,9 +81,9 @@ def run(
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
     try:
-        pending = {pool.submit(work, training, each_epoch): training for training in trainings}
+        pending = {pool.submit(work, job, each_epoch): job for job in jobs}
         for future in as_completed(pending):
-            finished(pending[future], future.result())
+            note(pending[future], future.result())
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)

@@ -1,86 +1,202 @@
-"""One training of the evaluation: a fresh network, a small set, a protocol, and the test accuracy at the end."""
+"""Trainings of the evaluation: fresh networks, a small set, a protocol, and the test accuracy at the end.
 
+Repeats of one network may be trained at once, as one network with a leading axis R in every weight (torch.func.vmap).
+Each still draws its weights, order and augmentation from a generator of its own, so that it ends, but for rounding,
+where it would alone.
+"""
+
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
 
 from ld3m import networks, seeds
 from ld3m.data import Dataset
-from ld3m.evaluation.protocols import Protocol, Recipe, ema_decay, learning_rate
-from ld3m.matching import dsa
+from ld3m.evaluation.augmentation import AUGMENTATIONS, Mix
+from ld3m.evaluation.protocols import SCHEDULES, Protocol, Recipe, ema_decay
+from ld3m.evaluation.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones leave the cache
 _CHUNK_PIXELS_DEVICE = 2500 * 32**2
 
 
+class RealImages:
+    """All training images of a data set, normalised batch by batch: as floats they would take too much memory."""
+
+    def __init__(self, data: Dataset, device: torch.device | str) -> None:
+        self.data, self.device = data, device
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        return self.data.normalise(self.data.train.batch(positions.cpu()).to(self.device))
+
+
 def train_and_test(
     name: str,
-    images: Tensor,
+    images: Sequence[Tensor | RealImages],
     labels: Tensor,
     data: Dataset,
     protocol: Protocol,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     *,
+    teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
     each_epoch: Callable[[], None] = lambda: None,
-) -> float:
-    """Train a fresh network on a set and return its accuracy on the test split, in percent.
+) -> list[list[float]]:
+    """Train fresh networks, one for each repeat, and return their accuracies on the test split, in percent.
 
     Args:
-        name: network of `ld3m.networks` that the protocol has a recipe for.
-        images: (N, 3, H, H) in [0, 1], not normalised.
-        labels: (N,) int64.
+        name: network of `ld3m.networks` that the protocol has a recipe for; with dropout, one repeat at a time.
+        images: for each repeat (N, 3, H, H) in [0, 1], not normalised, or all of the real ones.
+        labels: (N,) int64, of every repeat.
         data: gives test split, mean and standard deviation.
-        generator: on the CPU; weights, order of images and augmentation are drawn from it.
+        generators: for each repeat, on the CPU; weights, order of images and augmentation are drawn from it.
+        teacher: on the device; for soft labels.
         each_epoch: called before every epoch; what it raises ends the training.
+
+    Returns:
+        For each repeat the accuracies after the protocol's last epochs, as many as it tests, the last one last.
     """
-    network = networks.build(
-        name, num_classes=len(data.class_names), resolution=data.resolution, generator=generator
-    ).to(device)
-    if not any(isinstance(module, nn.GroupNorm) for module in network.modules()):
-        network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU; with group norms it is slower
-    images, labels = data.normalise(images.float().to(device)), labels.to(device)
-    scope = seeds.scoped_global_rng(generator.initial_seed(), "dropout") if has_dropout(network) else nullcontext()
+    size = {"num_classes": len(data.class_names), "resolution": data.resolution}
+    built = [networks.build(name, **size, generator=generator).to(device) for generator in generators]
+    if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
+        for network in built:
+            network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU; with group norms it is slower
+    images = [part if isinstance(part, RealImages) else data.normalise(part.float().to(device)) for part in images]
+    outcomes: list[list[float]] = [[] for _ in generators]
+
+    def test(averaged: Sequence[nn.Module]) -> None:
+        for outcome, network in zip(outcomes, averaged, strict=True):
+            outcome.append(accuracy(network, data))
+
+    answers = partial(teacher.logits, data=data) if protocol.labels == "soft" else None
+    is_drawing = has_dropout(built[0])
+    scope = seeds.scoped_global_rng(generators[0].initial_seed(), "dropout") if is_drawing else nullcontext()
     with scope, torch.enable_grad():
-        loss = train(network, images, labels, protocol, protocol.recipe(name), generator, each_epoch)
-    if not loss.isfinite():
-        logger.warning("the loss of %s ended as %s: its learning rate does not suit these images", name, float(loss))
-    return accuracy(network, data)
+        losses = train(
+            built, images, labels.to(device), protocol, protocol.recipe(name), generators,
+            answers=answers, each_epoch=each_epoch, test=test,
+        )  # fmt: skip
+    for loss in losses[~losses.isfinite()].tolist():
+        logger.warning("the loss of %s ended as %s: its learning rate does not suit these images", name, loss)
+    return outcomes
 
 
 def train(
-    network: nn.Module,
-    images: Tensor,
+    built: Sequence[nn.Module],
+    images: Sequence[Tensor | RealImages],
     labels: Tensor,
     protocol: Protocol,
     recipe: Recipe,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
+    *,
+    answers: Callable[[Tensor], Tensor] | None = None,
     each_epoch: Callable[[], None] = lambda: None,
+    test: Callable[[Sequence[nn.Module]], None] = lambda averaged: None,
 ) -> Tensor:
-    """Train a network on normalised images, leave the average of its weights in it, and return the last loss."""
-    parameters, model = list(network.parameters()), networks.fused(network)
-    average = [torch.zeros_like(parameter) for parameter in parameters]
-    optimiser = torch.optim.SGD(parameters, recipe.rate, protocol.momentum, weight_decay=protocol.weight_decay)
-    network.train()
+    """Train networks of one kind, each on normalised images of its own; leave the averages of their weights in them.
+
+    Args:
+        answers: of the teacher to images (B, 3, H, H), logits (B, classes); None trains on the labels.
+        test: called after each of the last epochs, with copies that have the averages.
+
+    Returns:
+        Their last losses, (R,).
+    """
+    model, copies = _Repeats(built), copy.deepcopy(list(built))
+    augment, rate_in = AUGMENTATIONS[protocol.augmentation], SCHEDULES[protocol.schedule]
+    optimiser = _optimiser(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
+    size = protocol.batch_size(len(labels), int(labels.max()) + 1)
     for epoch in range(recipe.epochs):
         each_epoch()
-        optimiser.param_groups[0]["lr"] = learning_rate(recipe.rate, epoch, recipe.epochs)
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        for batch in order.split(protocol.batch):
+        for group in optimiser.param_groups:
+            group["lr"] = rate_in(recipe.rate, epoch, recipe.epochs)
+        order = torch.stack([torch.randperm(len(labels), generator=generator) for generator in generators])
+        for batch in order.to(labels.device).split(size, 1):  # (R, B)
+            drawn = [augment(part[at], draw) for part, at, draw in zip(images, batch, generators, strict=True)]
+            seen, mixes = torch.stack([augmented for augmented, _ in drawn]), [mix for _, mix in drawn]
+            wanted = labels[batch] if answers is None else answers(seen.flatten(0, 1)).unflatten(0, batch.shape)
             optimiser.zero_grad()
-            loss = F.cross_entropy(model(dsa.augment(images[batch], generator)), labels[batch])
-            loss.backward()
+            losses = torch.stack([_loss(*one, protocol) for one in zip(model(seen), wanted, mixes, strict=True)])
+            losses.sum().backward()
             optimiser.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - ema_decay(epoch + 1, recipe.ema_decay))
-    with torch.no_grad():
-        torch._foreach_copy_(parameters, average)
-    return loss.detach()
+        model.average(ema_decay(epoch + 1, recipe.ema_decay))
+        if epoch >= recipe.epochs - protocol.tested:
+            model.hand_out(copies)
+            test(copies)
+    model.hand_out(built)
+    return losses.detach()
+
+
+class _Repeats:
+    """Networks of one kind as one: images (R, B, 3, H, H) -> logits (R, B, classes), and the averages of their weights.
+
+    A single network is called as it is.
+    """
+
+    def __init__(self, built: Sequence[nn.Module]) -> None:
+        self._is_alone = len(built) == 1
+        if self._is_alone:
+            network = networks.fused(built[0].train())
+            self._forward = lambda images: network(images[0])[None]
+            self.parameters = list(network.parameters())
+        else:
+            skeleton = copy.deepcopy(built[0]).train().to("meta")
+            stacked, _ = stack_module_state(list(built))
+            call = torch.vmap(lambda weights, images: functional_call(skeleton, weights, (images,)))
+            self._forward = lambda images: call(stacked, images)
+            self.parameters = list(stacked.values())  # each (R, …)
+        self._averages = [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._forward(images)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        torch._foreach_lerp_(self._averages, self.parameters, 1 - decay)
+
+    @torch.no_grad()
+    def hand_out(self, averaged: Sequence[nn.Module]) -> None:
+        """Write the averages into networks, one for each repeat."""
+        for repeat, network in enumerate(averaged):
+            values = self._averages if self._is_alone else [average[repeat] for average in self._averages]
+            torch._foreach_copy_(list(network.parameters()), values)
+
+
+def _optimiser(parameters: Sequence[Tensor], is_matrix: Sequence[bool], protocol: Protocol) -> torch.optim.Optimizer:
+    """Return the protocol's optimiser; its rate is set before every epoch.
+
+    Args:
+        is_matrix: for each parameter, whether it has more than one axis in a network of its own.
+    """
+    decay = protocol.weight_decay
+    if protocol.optimiser == "sgd":
+        return torch.optim.SGD(parameters, 0.0, protocol.momentum, weight_decay=decay)
+    groups = [
+        {"params": [p for p, kind in zip(parameters, is_matrix, strict=True) if kind is wanted], "weight_decay": value}
+        for wanted, value in ((True, decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], 0.0, betas=(0.9, 0.999))
+
+
+def _loss(logits: Tensor, wanted: Tensor, mix: Mix | None, protocol: Protocol) -> Tensor:
+    """Return the loss of one repeat: logits (B, classes) against labels (B,), or against a teacher's logits."""
+    if wanted.is_floating_point():
+        heat = protocol.temperature
+        return F.kl_div((logits / heat).log_softmax(1), (wanted / heat).softmax(1), reduction="batchmean")
+    loss = F.cross_entropy(logits, wanted)
+    if mix is None:
+        return loss
+    return mix.kept * loss + (1 - mix.kept) * F.cross_entropy(logits, wanted[mix.partners.to(wanted.device)])
 
 
 @torch.inference_mode()

@@ -76,10 +76,10 @@ def test_the_same_seed_gives_the_same_numbers_however_trainings_are_scheduled(to
 def test_random_images_are_drawn_anew_and_kmeans_ones_are_not(toy, result, brief, monkeypatch):
     seen = {}
 
-    def spy(name, images, labels, data, protocol, generator, **_):
-        seen.setdefault(len(seen), images)
+    def spy(name, images, labels, data, protocol, generators, **_):
+        seen.setdefault(len(seen), images[0])
         assert labels.tolist() == [0, 1, 2]
-        return 50.0
+        return [[50.0]]
 
     monkeypatch.setattr(comparison, "train_and_test", spy)
     monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
@@ -93,11 +93,11 @@ def test_random_images_are_drawn_anew_and_kmeans_ones_are_not(toy, result, brief
 def test_a_repeat_starts_alike_on_every_set(toy, result, brief, monkeypatch):
     states = []
 
-    def spy(name, images, labels, data, protocol, generator, **_):
+    def spy(name, images, labels, data, protocol, generators, **_):
         states.append(
-            (name, build(name, num_classes=3, resolution=8, generator=generator).classifier.weight.sum().item())
+            (name, build(name, num_classes=3, resolution=8, generator=generators[0]).classifier.weight.sum().item())
         )
-        return 50.0
+        return [[50.0]]
 
     monkeypatch.setattr(comparison, "train_and_test", spy)
     evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False)
@@ -132,13 +132,14 @@ def test_a_folder_gets_its_report_and_an_interrupted_evaluation_goes_on(toy, res
 def test_progress_of_other_settings_is_kept_and_not_used(toy, result, brief, tmp_path, monkeypatch, caplog):
     folder = result.save(tmp_path)
     calls = []
-    monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: calls.append(1) or 50.0)
+    monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: calls.append(1) or [[50.0]])
     monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
-    (folder / "evaluation-progress.json").write_text(json.dumps({"other": [[["ld3m", "ConvNet", 0], 12.5]]}))
+    others = {"other": [[["ld3m", "ConvNet", 0, "own"], [12.5]]]}
+    (folder / "evaluation-progress.json").write_text(json.dumps(others))
     options = {"protocol": brief, "networks": ["ConvNet-w0.06"], "repeats": 1, "baselines": (), "progress": False}
     evaluate(folder, toy, **options)
     assert len(calls) == 1
-    assert json.loads((folder / "evaluation-progress.json").read_text()) == {"other": [[["ld3m", "ConvNet", 0], 12.5]]}
+    assert json.loads((folder / "evaluation-progress.json").read_text()) == others
     (folder / "evaluation-progress.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         evaluate(folder, toy, **options)
@@ -147,7 +148,7 @@ def test_progress_of_other_settings_is_kept_and_not_used(toy, result, brief, tmp
 
 
 def test_the_bar_counts_trainings(toy, result, brief, monkeypatch, capsys):
-    monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: 50.0)
+    monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: [[50.0]])
     evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=True)
     shown = capsys.readouterr()
     assert "6/6" in shown.err and shown.out == ""
@@ -159,7 +160,7 @@ def test_unequal_numbers_of_images_are_met_by_the_baselines(toy, brief, monkeypa
 
     def spy(name, images, labels, *_, **__):
         counts.append(torch.bincount(labels).tolist())
-        return 50.0
+        return [[50.0]]
 
     monkeypatch.setattr(comparison, "train_and_test", spy)
     report = evaluate(
@@ -171,7 +172,7 @@ def test_unequal_numbers_of_images_are_met_by_the_baselines(toy, brief, monkeypa
 
 def test_uint8_images_are_read_as_fractions(toy, result, brief, monkeypatch):
     seen = []
-    monkeypatch.setattr(comparison, "train_and_test", lambda name, images, *_, **__: seen.append(images) or 50.0)
+    monkeypatch.setattr(comparison, "train_and_test", lambda name, images, *_, **__: seen.append(images[0]) or [[50.0]])
     images = (result.images * 255).byte()
     evaluate(
         (images, result.labels),
@@ -234,7 +235,7 @@ def test_data_that_does_not_fit_is_refused(toy, result):
 
 
 def test_more_distilled_than_real_images_are_fine_without_baselines(toy, result, brief, monkeypatch):
-    monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: 50.0)
+    monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: [[50.0]])
     many = (result.images.repeat_interleave(21, 0), result.labels.repeat_interleave(21))
     report = evaluate(many, toy, protocol=brief, networks=["ConvNet-w0.06"], baselines=(), repeats=1, progress=False)
     assert report.about["data"]["images_per_class"] == 21

@@ -97,7 +97,7 @@ def test_base_name_drops_width_and_variant(name, base):
 
 
 def test_unknown_protocol_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"glad-hard, quick; got 'glad'; did you mean 'glad-hard'\?"):
+    with pytest.raises(ConfigError, match=r"glad-hard, quick, rded; got 'glad'; did you mean 'glad-hard'\?"):
         find("glad")
 
 

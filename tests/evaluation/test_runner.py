@@ -8,30 +8,30 @@ import torch
 
 from ld3m.evaluation.runner import Cancelled, Training, num_workers, run
 
-JOBS = [Training("set", "net", repeat) for repeat in range(7)]
+JOBS = [(Training("set", "net", repeat),) for repeat in range(7)]
 
 
 def results(workers):
     got = {}
-    run(JOBS, lambda job, _: job.repeat * 10.0, lambda job, accuracy: got.update({job: accuracy}), workers)
+    run(JOBS, lambda job, _: [[job[0].repeat * 10.0]], lambda training, scores: got.update({training: scores}), workers)
     return got
 
 
 def test_any_number_of_workers_does_all_the_work():
-    assert results(1) == results(3) == {job: job.repeat * 10.0 for job in JOBS}
+    assert results(1) == results(3) == {training: [training.repeat * 10.0] for (training,) in JOBS}
 
 
 def test_workers_share_the_threads_and_give_them_back():
     torch.set_num_threads(5)
     inside = []
-    run(JOBS, lambda job, _: inside.append(torch.get_num_threads()) or 0.0, lambda *_: None, 2)
+    run(JOBS, lambda job, _: inside.append(torch.get_num_threads()) or [[0.0]], lambda *_: None, 2)
     assert inside == [2] * len(JOBS)
     assert torch.get_num_threads() == 5
 
 
 def test_results_are_noted_in_the_calling_thread():
     threads = set()
-    run(JOBS, lambda job, _: 0.0, lambda *_: threads.add(threading.get_ident()), 3)
+    run(JOBS, lambda job, _: [[0.0]], lambda *_: threads.add(threading.get_ident()), 3)
     assert threads == {threading.get_ident()}
 
 
@@ -41,7 +41,7 @@ def test_a_failure_comes_through_and_stops_the_others(workers):
 
     def work(job, each_epoch):
         started.append(job)
-        if job.repeat == 1:
+        if job[0].repeat == 1:
             raise ValueError("one is bad")
         try:
             for _ in range(200 if workers == 2 else 1):
@@ -50,7 +50,7 @@ def test_a_failure_comes_through_and_stops_the_others(workers):
         except Cancelled:
             cancelled.append(job)
             raise
-        return 0.0
+        return [[0.0]]
 
     with pytest.raises(ValueError, match="one is bad"):
         run(JOBS, work, lambda *_: None, workers)
