@@ -19,9 +19,10 @@ from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import PROTOCOLS
 from ld3m.experts import Experts, load_experts, train_experts
-from ld3m.memory import Plan, plan_memory
+from ld3m.glad_preparation import check_generator, generator_name, glad_space
+from ld3m.memory import Plan, plan_memory, plan_synthesis
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
-from ld3m.priors import Prior, load_prior
+from ld3m.priors import Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
@@ -58,13 +59,9 @@ def prepare(
     data_name = str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
     config = _config(folder, data_name, settings)
     device = usable(config.device)
-    prior = load_prior(
-        prior or config.prior,
-        device=device,
-        dtype=getattr(torch, config.dtype or "float32"),
-        **({"config": config.prior_config} if config.prior_config else {}),
-    )
-    config = configuration.resolve(config, prior.native_resolution)
+    prior = _open_prior(config, prior, device)
+    num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
+    config = configuration.resolve(config, prior.native_resolution, num_layers)
     _check(config, prior)
     dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
     dataset.train.require_per_class(config.ipc, "--ipc")
@@ -83,12 +80,27 @@ def prepare(
     return Job(config, data_name, dataset, space, plan, folder, device)
 
 
-def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | None]:
+def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | StyleGAN | None]:
     """Take a loaded prior out of the settings; its name stands for it in what is stored, and it keeps its dtype."""
     prior = settings.get("prior")
-    if not isinstance(prior, Prior):
+    if not isinstance(prior, Prior | StyleGAN):
         return settings, None
     return settings | {"prior": prior.name, "dtype": settings.get("dtype") or prior.dtype}, prior
+
+
+def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior | StyleGAN:
+    """Load the prior that the space takes."""
+    options = {"device": device, "dtype": getattr(torch, config.dtype or "float32")}
+    if given is not None and isinstance(given, StyleGAN) != (config.space == "glad"):
+        raise ConfigError(
+            f"space {config.space!r} takes a {'latent diffusion model' if config.space != 'glad' else 'StyleGAN-XL'} as "
+            f"prior, got {given.name}, a {type(given).__name__}"
+        )
+    if config.space == "glad":
+        return load_stylegan(given or generator_name(config), **options)
+    if config.prior_config:
+        options["config"] = config.prior_config
+    return load_prior(given or config.prior, **options)
 
 
 def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, object]) -> DistillConfig:
@@ -107,11 +119,14 @@ def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, obj
     return stored
 
 
-def _check(config: DistillConfig, prior: Prior) -> None:
+def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
     """Refuse what can be refused before any data is read."""
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
-    chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
     _check_protocol(config)
+    if config.space == "glad":
+        check_generator(config, prior)
+        return
+    chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
     if config.space != "pixel" and config.latent_size is None and config.resolution % prior.downsample:
         raise ConfigError(
             f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
@@ -142,7 +157,16 @@ def _check_protocol(config: DistillConfig) -> None:
             ) from error
 
 
-def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
+def _plan(config: DistillConfig, prior: Prior | StyleGAN, dataset: Dataset) -> Plan:
+    if config.space == "glad":
+        return plan_synthesis(
+            prior,
+            config.layer,
+            ipc=config.ipc,
+            num_classes=dataset.train.num_classes,
+            algorithm=config.algorithm,
+            budget=config.memory_budget,
+        )
     return plan_memory(
         prior,
         resolution=config.latent_size * prior.downsample if config.latent_size else config.resolution,
@@ -155,7 +179,11 @@ def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
     )
 
 
-def _space(config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device) -> Space:
+def _space(
+    config: DistillConfig, prior: Prior | StyleGAN, dataset: Dataset, plan: Plan | None, device: torch.device
+) -> Space:
+    if config.space == "glad":
+        return glad_space(config, prior, dataset, plan)
     images = _initial_images(config, dataset)
     if config.space == "pixel":
         return PixelSpace(images.to(device), dataset.mean, dataset.std)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from ld3m.errors import InputError
@@ -22,7 +23,9 @@ _EPSILON = 1e-8
 class FullyConnected(nn.Module):
     """x Wᵀ m/√fan_in + m b, where m is the layer's learning-rate multiplier; then √2 leaky ReLU where `is_active`."""
 
-    def __init__(self, in_features: int, out_features: int, *, multiplier: float = 1.0, is_active: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, multiplier: float = 1.0, is_active: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
@@ -140,13 +143,28 @@ class SynthesisLayer(nn.Module):
         """Map x (B, in_channels, in_size, in_size) and a code w (B, w_dim) to (B, out_channels, out_size, out_size)."""
         styles = self.styles(w)
         scale = styles * self.magnitude_ema.rsqrt()
-        y = F.conv2d(x * scale[:, :, None, None], self.weight, padding=self.spec.kernel - 1)
+        y = _FrozenConvolution.apply(x * scale[:, :, None, None], self.weight)
         if self.spec.is_image:
             return (y + self.bias[:, None, None]).clamp(-CLAMP, CLAMP)
         energy = self.weight.square().sum((2, 3))  # (out, in)
         demodulation = (styles.square() @ energy.T + _EPSILON).rsqrt()
         y = torch.addcmul(self.bias[:, None, None], y, demodulation[:, :, None, None])
         return filtered_leaky_relu(y, self.up, self.up, self.down_y, self.down_x)
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """Fully padded convolution that keeps nothing for the backward pass; torch's own keeps its input."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.conv2d(x, weight, padding=weight.shape[-1] - 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return F.conv_transpose2d(grad, weight, padding=weight.shape[-1] - 1), None
 
 
 class Synthesis(nn.Module):
@@ -179,7 +197,7 @@ class StyleGAN(nn.Module):
         super().__init__()
         self.name, self.mapping, self.synthesis = name, mapping, synthesis
         self.layers = synthesis.layers
-        self.num_codes = len(self.layers) + 1
+        self.num_codes, self.w_dim = len(self.layers) + 1, mapping.w_avg.shape[-1]
         self.z_dim = mapping.fc0.weight.shape[1] // (1 if mapping.num_classes is None else 2)
         self.native_resolution = self.layers[-1].spec.out_size
         self.num_classes = self.null_class = mapping.num_classes  # the null class comes behind the others
@@ -198,9 +216,7 @@ class StyleGAN(nn.Module):
     def device(self) -> torch.device:
         return self.mapping.w_avg.device
 
-    def map(
-        self, z: Tensor, class_ids: Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None
-    ) -> Tensor:
+    def map(self, z: Tensor, class_ids: Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """Map z (B, z_dim) to codes (B, num_codes, w_dim), the same for all layers but for truncation.
 
         Args:
