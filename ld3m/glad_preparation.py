@@ -9,7 +9,7 @@ from ld3m import result, seeds
 from ld3m.config import DistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
-from ld3m.memory import Plan
+from ld3m.memory import Plan, plan_synthesis
 from ld3m.priors.classes import match_classes
 from ld3m.priors.stylegan import StyleGAN
 from ld3m.spaces import GladSpace
@@ -38,6 +38,18 @@ def check_generator(config: DistillConfig, generator: StyleGAN) -> None:
         match_classes(generator, config.class_ids, [None] * len(config.class_ids), config.class_ids)
 
 
+def plan_glad(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> Plan:
+    """Choose how many images are made at once, and of how many the activations are kept."""
+    return plan_synthesis(
+        generator,
+        config.layer,
+        ipc=config.ipc,
+        num_classes=dataset.train.num_classes,
+        algorithm=config.algorithm,
+        budget=config.memory_budget,
+    )
+
+
 def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:
     """Build the space at its start."""
     features, codes = _start(config, generator, dataset)
@@ -54,7 +66,7 @@ def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, pla
 
 
 def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Return (features, codes) in float32: of one random code an image, of its class where the generator has classes."""
+    """Return (features, codes) in float32, of a random z an image, and of its class where the generator has classes."""
     rows = dataset.train.num_classes * config.ipc
     spec = generator.layers[config.layer].spec
     shapes = {
@@ -85,7 +97,5 @@ def _given(folder: str, shapes: dict[str, tuple[int, ...]], device: torch.device
     parameters = result.load(folder).parameters
     found = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     if found != shapes:
-        raise ConfigError(
-            f"init {folder} holds {found}; this run needs {shapes}, with --space glad, prior and layer alike"
-        )
+        raise ConfigError(f"init {folder} holds {found}; this run needs {shapes}: choose the set's own prior and layer")
     return tuple(parameters[name].to(device) for name in shapes)

@@ -19,8 +19,8 @@ from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import PROTOCOLS
 from ld3m.experts import Experts, load_experts, train_experts
-from ld3m.glad_preparation import check_generator, generator_name, glad_space
-from ld3m.memory import Plan, plan_memory, plan_synthesis
+from ld3m.glad_preparation import check_generator, generator_name, glad_space, plan_glad
+from ld3m.memory import Plan, plan_memory
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.priors import Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
@@ -92,10 +92,8 @@ def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: t
     """Load the prior that the space takes."""
     options = {"device": device, "dtype": getattr(torch, config.dtype or "float32")}
     if given is not None and isinstance(given, StyleGAN) != (config.space == "glad"):
-        raise ConfigError(
-            f"space {config.space!r} takes a {'latent diffusion model' if config.space != 'glad' else 'StyleGAN-XL'} as "
-            f"prior, got {given.name}, a {type(given).__name__}"
-        )
+        wanted = "StyleGAN" if config.space == "glad" else "latent diffusion model"
+        raise ConfigError(f"space {config.space!r} takes a {wanted} as prior, got {given.name}; choose one that fits")
     if config.space == "glad":
         return load_stylegan(given or generator_name(config), **options)
     if config.prior_config:
@@ -159,14 +157,7 @@ def _check_protocol(config: DistillConfig) -> None:
 
 def _plan(config: DistillConfig, prior: Prior | StyleGAN, dataset: Dataset) -> Plan:
     if config.space == "glad":
-        return plan_synthesis(
-            prior,
-            config.layer,
-            ipc=config.ipc,
-            num_classes=dataset.train.num_classes,
-            algorithm=config.algorithm,
-            budget=config.memory_budget,
-        )
+        return plan_glad(config, prior, dataset)
     return plan_memory(
         prior,
         resolution=config.latent_size * prior.downsample if config.latent_size else config.resolution,

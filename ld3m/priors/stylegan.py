@@ -1,7 +1,7 @@
-"""The generator of StyleGAN-XL (Sauer et al. 2022), frozen, and split at a layer as GLaD does (Cazenavette et al. 2023).
+"""The generator of StyleGAN-XL (Sauer et al. 2022), frozen, split at a layer as in GLaD (Cazenavette et al. 2023).
 
-Modulation scales the activations instead of the weights, y = d · conv(s · x, W): the same numbers as a convolution whose
-weights are modulated for each sample, without these weights, and its backward pass is one convolution instead of two.
+Modulation scales activations instead of weights, y = d · conv(s · x, W): the same numbers as a convolution with weights
+of its own for each sample, without those weights, and its backward pass is one convolution instead of two.
 """
 
 import math
@@ -23,9 +23,7 @@ _EPSILON = 1e-8
 class FullyConnected(nn.Module):
     """x Wᵀ m/√fan_in + m b, where m is the layer's learning-rate multiplier; then √2 leaky ReLU where `is_active`."""
 
-    def __init__(
-        self, in_features: int, out_features: int, *, multiplier: float = 1.0, is_active: bool = False
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, *, multiplier: float = 1, is_active: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))

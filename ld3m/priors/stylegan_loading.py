@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ld3m import seeds
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.folder import load_weights
-from ld3m.priors.stylegan import FourierInput, FullyConnected, Mapping, StyleGAN, Synthesis, SynthesisLayer
+from ld3m.priors.stylegan import FourierInput, Mapping, StyleGAN, Synthesis, SynthesisLayer
 from ld3m.priors.stylegan_layers import FIRST_CUTOFF, SHAPES, TAPS, Design, LayerSpec, design
 from ld3m.storage import load_tensors
 
@@ -58,11 +58,13 @@ def _random(name: str) -> StyleGAN:
         _fill(module, draw)
     for layer, plan in zip(generator.layers, designs, strict=True):
         _fill_layer(layer, plan)
+    synthesis.input.affine.weight.zero_()
+    synthesis.input.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))  # no code turns or shifts the input yet
     return generator.freeze()
 
 
 def _fill(module: nn.Module, draw: torch.Generator) -> None:
-    """Draw the weights of a module, its children left out, as N(0, 1) over the learning-rate multiplier; zero the rest."""
+    """Draw a module's weights, its children left out, as N(0, 1) over the learning-rate multiplier; zero the rest."""
     for tensor in module.buffers(recurse=False):
         tensor.zero_()
     for name, tensor in module.named_parameters(recurse=False):
