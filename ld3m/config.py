@@ -32,8 +32,8 @@ class DistillConfig:
     algorithm: str = "dc"
     """Matching: gradients "dc", features "dm", trajectories "mtt"."""
     space: str = "ld3m"
-    """What is optimised: latents through the reverse chain "ld3m", through the decoder "autoencoder"; features and codes
-    of a StyleGAN-XL generator "glad", whose prior is "random:stylegan-32" or a .safetensors file; "pixel"s."""
+    """What is optimised: latents through the reverse chain "ld3m" or through the decoder "autoencoder"; features and
+    codes of a StyleGAN-XL generator "glad", whose prior is "random:stylegan-32" or a .safetensors file; "pixel"s."""
     ipc: int = 1
     """Synthetic images per class."""
     resolution: int | None = None
@@ -53,7 +53,7 @@ class DistillConfig:
     learn: tuple[str, ...] = LEARNABLE
     """What is optimised, of "latents" and "conditioning"; in glad, features and codes."""
     init: str = "real"
-    """Start of the latents: "real" images encoded (in glad, which has no encoder, features of a random code), "noise", or
+    """Start of the latents: "real" images encoded (in glad, without an encoder, features of a random code), "noise", or
     the folder of a distilled set."""
     init_conditioning: str = "class"
     """Start of the conditioning: "class" embedding, "normal" noise, "null" embedding."""

@@ -130,24 +130,38 @@ class SynthesisLayer(nn.Module):
         for name, matrix in (("up", up), ("down_y", down_y), ("down_x", down_x)):
             self.register_buffer(name, matrix.to(self.weight).contiguous(), persistent=False)
 
-    def styles(self, w: Tensor) -> Tensor:
-        """Return the scale (B, in_channels) of the input channels, `magnitude_ema` aside."""
-        styles = self.affine(w)
-        if self.spec.is_image:
-            return styles / math.sqrt(self.spec.in_channels)
-        return styles * styles.square().mean().rsqrt()  # over the whole batch, as published
-
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Map x (B, in_channels, in_size, in_size) and a code w (B, w_dim) to (B, out_channels, out_size, out_size)."""
-        styles = self.styles(w)
-        scale = styles * self.magnitude_ema.rsqrt()
-        y = _FrozenConvolution.apply(x * scale[:, :, None, None], self.weight)
+        styles, gain = self.affine(w), self.magnitude_ema.rsqrt()
         if self.spec.is_image:
-            return (y + self.bias[:, None, None]).clamp(-CLAMP, CLAMP)
-        energy = self.weight.square().sum((2, 3))  # (out, in)
-        demodulation = (styles.square() @ energy.T + _EPSILON).rsqrt()
-        y = torch.addcmul(self.bias[:, None, None], y, demodulation[:, :, None, None])
+            styles = styles / math.sqrt(self.spec.in_channels)
+            return modulated_convolution(x, self.weight, styles, self.bias, gain, False).clamp(-CLAMP, CLAMP)
+        y = modulated_convolution(x, self.weight, styles, self.bias, gain, True)
         return filtered_leaky_relu(y, self.up, self.up, self.down_y, self.down_x)
+
+
+def modulated_convolution(
+    x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, gain: Tensor, is_demodulated: bool
+) -> Tensor:
+    """Convolve with weights that are scaled by `styles`, and with demodulation each sample's outputs to norm 1.
+
+    Args:
+        x: (B, in, H, W).
+        weight: (out, in, k, k), with demodulation of RMS 1 over all but the first axis.
+        styles: (B, in).
+        gain: scale of x, a scalar.
+
+    Returns:
+        (B, out, H + k − 1, W + k − 1), the bias added.
+    """
+    if is_demodulated:
+        styles = styles * styles.square().mean().rsqrt()  # over the whole batch, as published
+    y = _FrozenConvolution.apply(x * (styles * gain)[:, :, None, None], weight)
+    if not is_demodulated:
+        return y + bias[:, None, None]
+    energy = weight.square().sum((2, 3))  # (out, in, k, k) -> (out, in)
+    demodulation = (styles.square() @ energy.T + _EPSILON).rsqrt()
+    return torch.addcmul(bias[:, None, None], y, demodulation[:, :, None, None])
 
 
 class _FrozenConvolution(torch.autograd.Function):
