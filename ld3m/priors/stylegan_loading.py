@@ -37,13 +37,15 @@ def load_stylegan(
     if str(source) in NAMES:
         generator = _random(str(source).removeprefix("random:"))
     elif Path(source).suffix == ".safetensors":
-        generator = _from_file(Path(source).expanduser(), torch.promote_types(dtype, torch.float32))
+        generator = _from_file(Path(source).expanduser())
     else:
         raise ConfigError(
             f"a StyleGAN-XL generator is one of {', '.join(NAMES)}, or a .safetensors file of the state of one; got "
             f"{str(source)!r}"
         )
-    return generator.to(device=device, dtype=dtype)
+    # Folded in no less than float32, and before the weights are rounded to less.
+    generator = generator.to(device=device, dtype=torch.promote_types(dtype, torch.float32)).freeze()
+    return generator.to(dtype=dtype)
 
 
 @torch.no_grad()
@@ -60,7 +62,7 @@ def _random(name: str) -> StyleGAN:
         _fill_layer(layer, plan)
     synthesis.input.affine.weight.zero_()
     synthesis.input.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))  # no code turns or shifts the input yet
-    return generator.freeze()
+    return generator
 
 
 def _fill(module: nn.Module, draw: torch.Generator) -> None:
@@ -89,14 +91,14 @@ def _fill_layer(layer: SynthesisLayer, plan: Design) -> None:
         layer.down_filter.copy_(plan.down_filter)
 
 
-def _from_file(path: Path, dtype: torch.dtype) -> StyleGAN:
+def _from_file(path: Path) -> StyleGAN:
     """Read a generator whose structure is that of the tensors in the file; what else the file holds is left alone."""
     tensors, _ = load_tensors(path)
     with torch.device("meta"):
         generator = _structure(path, tensors)
     wanted = generator.state_dict().keys()
-    load_weights(generator, {key: tensor for key, tensor in tensors.items() if key in wanted}, str(path), dtype)
-    return generator.freeze()
+    load_weights(generator, {key: tensor for key, tensor in tensors.items() if key in wanted}, str(path), torch.float32)
+    return generator
 
 
 def _structure(path: Path, tensors: dict[str, Tensor]) -> StyleGAN:
