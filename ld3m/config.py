@@ -154,7 +154,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "lr": {"dc": 0.3, "dm": 0.3, "mtt": 100.0},
         "pixel": {"lr": {"dc": 1.0, "dm": 1.0, "mtt": 100.0}},
         "glad": {
-            "lr": {"dc": 3.0, "dm": 3.0, "mtt": 1000.0}, "lr_codes": {"dc": 0.1, "dm": 0.1, "mtt": 30.0}, "layer": 4,
+            "lr": {"dc": 3.0, "dm": 3.0, "mtt": 3000.0}, "lr_codes": {"dc": 0.1, "dm": 0.1, "mtt": 100.0}, "layer": 4,
         },
         "iterations": 50,
         "steps": 10, "width": 64, "real_batch": 32, "num_experts": 4, "expert_training_epochs": 6,
