@@ -358,6 +358,7 @@ def _info(argv: list[str]) -> None:
     from ld3m.finishing import versions
     from ld3m.memory import plan_memory
     from ld3m.priors import NAMES, Execution, load_prior
+    from ld3m.priors.stylegan_loading import NAMES as GENERATORS
 
     command = _parse(InfoCommand, argv)
     cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
@@ -365,6 +366,7 @@ def _info(argv: list[str]) -> None:
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *cuda]),
         "priors": ", ".join(NAMES) + ", a CompVis or DiT checkpoint, a diffusers folder, a hub id",
+        "generators": ", ".join(GENERATORS) + ", a .safetensors file (space glad)",
         "networks": ", ".join(networks.NAMES),
         "protocols": ", ".join(PROTOCOLS),
     }

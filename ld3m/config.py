@@ -14,7 +14,7 @@ import yaml
 from ld3m.errors import ConfigError
 
 ALGORITHMS = ("dc", "dm", "mtt")
-SPACES = ("ld3m", "autoencoder", "pixel")
+SPACES = ("ld3m", "autoencoder", "glad", "pixel")
 METRICS = ("layerwise-cosine", "mse", "cosine")
 LEARNABLE = ("latents", "conditioning")
 
@@ -32,7 +32,8 @@ class DistillConfig:
     algorithm: str = "dc"
     """Matching: gradients "dc", features "dm", trajectories "mtt"."""
     space: str = "ld3m"
-    """What is optimised: latents through the reverse chain "ld3m", through the decoder "autoencoder", "pixel"s."""
+    """What is optimised: latents through the reverse chain "ld3m" or through the decoder "autoencoder"; features and
+    codes of a StyleGAN-XL generator "glad", whose prior is "random:stylegan-32" or a .safetensors file; "pixel"s."""
     ipc: int = 1
     """Synthetic images per class."""
     resolution: int | None = None
@@ -50,15 +51,18 @@ class DistillConfig:
     noise: str = "fresh"
     """Noise of the chain's start: "fresh" every iteration, or "fixed"."""
     learn: tuple[str, ...] = LEARNABLE
-    """What is optimised, of "latents" and "conditioning"."""
+    """What is optimised, of "latents" and "conditioning"; in glad, features and codes."""
     init: str = "real"
-    """Start of the latents: "real" images encoded, "noise", or the folder of a distilled set."""
+    """Start of the latents: "real" images encoded (in glad, without an encoder, features of a random code), "noise", or
+    the folder of a distilled set."""
     init_conditioning: str = "class"
     """Start of the conditioning: "class" embedding, "normal" noise, "null" embedding."""
     class_ids: tuple[int, ...] | None = None
     """The prior's class for each class of the data, in label order; matched by name when not given."""
     latent_size: int | None = None
     """Side of the latents; decoded images are then resized to `resolution`."""
+    layer: int | None = None
+    """Layers of the generator before the features that are optimised (glad)."""
     network: str = "ConvNet"
     """Network whose gradients, features or trajectories are matched."""
     width: int | None = None
@@ -66,7 +70,9 @@ class DistillConfig:
     metric: str = "layerwise-cosine"
     """Distance of gradients (dc): "layerwise-cosine", "mse", "cosine"."""
     lr: float | None = None
-    """Learning rate of latents and conditioning (SGD, momentum 0.5)."""
+    """Learning rate of latents and conditioning, or of features (SGD, momentum 0.5)."""
+    lr_codes: float | None = None
+    """Learning rate of the codes (glad)."""
     real_batch: int | None = None
     """Real images a class and iteration; all of a class that has fewer."""
     augment: bool = True
@@ -130,7 +136,7 @@ class DistillConfig:
                 raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}")
         if self.steps is not None and self.steps > 1000:
             raise ConfigError(f"steps is a whole number from 1 to 1000, got {self.steps}")
-        for name in ("lr", "student_lr"):
+        for name in ("lr", "lr_codes", "student_lr"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} is a number above 0, got {value!r}")
@@ -145,12 +151,15 @@ _AT_LEAST_ONE = (
     "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
 )  # fmt: skip
 
-# Learning rates by algorithm; a number in `pixel_lr` replaces it in pixel space, where the scale is another.
+# Learning rates by algorithm. What stands under a space's name holds in that space, where scales are others.
 PRESETS: dict[str, dict[str, object]] = {
     # Sized for five minutes, evaluation included, on two CPU cores; found in benchmarks/NOTES.md.
     "builtin": {
         "lr": {"dc": 0.3, "dm": 0.3, "mtt": 100.0},
-        "pixel_lr": {"dc": 1.0, "dm": 1.0, "mtt": 100.0},
+        "pixel": {"lr": {"dc": 1.0, "dm": 1.0, "mtt": 100.0}},
+        "glad": {
+            "lr": {"dc": 3.0, "dm": 3.0, "mtt": 3000.0}, "lr_codes": {"dc": 0.1, "dm": 0.1, "mtt": 100.0}, "layer": 4,
+        },
         "iterations": 50,
         "steps": 10, "width": 64, "real_batch": 32, "num_experts": 4, "expert_training_epochs": 6,
         "expert_epochs": 2, "max_start_epoch": 4, "student_steps": 10, "evaluate": "quick",
@@ -158,7 +167,11 @@ PRESETS: dict[str, dict[str, object]] = {
     # arXiv 2403.03881, supplement.
     "paper": {
         "lr": {"dc": 1e-3, "dm": 1e-2, "mtt": 10.0},
-        "pixel_lr": {},
+        # The commands of GLaD (arXiv 2305.01649).
+        "glad": {
+            "lr": {"dc": 1.0, "dm": 10.0, "mtt": 1e4}, "lr_codes": {"dc": 1e-3, "dm": 1e-2, "mtt": 10.0},
+            "layer": {"dc": 16, "dm": 20, "mtt": 12}, "iterations": 1000,
+        },
         "iterations": 5000, "steps": 10, "width": 128, "real_batch": 256, "num_experts": 5000,
         "expert_training_epochs": 15, "expert_epochs": 3, "max_start_epoch": 5, "student_steps": 20,
         "evaluate": "glad-hard",
@@ -166,7 +179,10 @@ PRESETS: dict[str, dict[str, object]] = {
     # Defaults of the released code's command line.
     "released": {
         "lr": {"dc": 0.1, "dm": 1.0, "mtt": 1000.0},
-        "pixel_lr": {},
+        "glad": {
+            "lr": {"dc": 1.0, "dm": 10.0, "mtt": 1e4}, "lr_codes": {"dc": 1e-3, "dm": 1e-2, "mtt": 10.0},
+            "layer": {"dc": 16, "dm": 20, "mtt": 5},
+        },
         "iterations": 10000, "steps": 10, "width": 128, "real_batch": 256, "num_experts": 5000,
         "expert_training_epochs": 15, "expert_epochs": 2, "max_start_epoch": 2, "student_steps": 10,
         "evaluate": "glad-hard",
@@ -174,17 +190,23 @@ PRESETS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def resolve(config: DistillConfig, native_resolution: int) -> DistillConfig:
-    """Fill what was left to the preset: every setting that decides the outcome is then a value."""
+def resolve(config: DistillConfig, native_resolution: int, num_layers: int | None = None) -> DistillConfig:
+    """Fill what was left to the preset: every setting that decides the outcome is then a value.
+
+    Args:
+        native_resolution: of the prior.
+        num_layers: of the generator (glad); a preset's layer leaves two of them to be run.
+    """
     resolution = config.resolution or native_resolution
     name = config.preset or ("builtin" if resolution < 128 else "paper")
     preset = dict(PRESETS[name])
-    pixel_lr = preset.pop("pixel_lr")
+    by_space = {space: preset.pop(space, {}) for space in SPACES}
     if name == "paper" and resolution >= 256:
         preset |= {"iterations": 10000, "steps": 20}
+    preset |= by_space[config.space]
     filled = {key: value[config.algorithm] if isinstance(value, Mapping) else value for key, value in preset.items()}
-    if config.space == "pixel":
-        filled["lr"] = pixel_lr.get(config.algorithm, filled["lr"])
+    if num_layers is not None:
+        filled["layer"] = min(filled["layer"], num_layers - 2)
     if not config.network.startswith("ConvNet"):
         del filled["width"]
     filled |= {"preset": name, "resolution": resolution, "dtype": "float32"}

@@ -16,7 +16,7 @@ from ld3m.config import DistillConfig
 from ld3m.errors import CheckpointError, NumericsError
 from ld3m.objectives import Objective, rows_of
 from ld3m.preparation import Job, objective_of, prepare
-from ld3m.result import Result
+from ld3m.result import PARAMETERS, Result
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,9 @@ class _Loop:
 
     def __init__(self, job: Job, objective: Objective) -> None:
         self.job, self.objective, self.iteration, self.seconds_per_iteration = job, objective, 0, None
-        groups = [(name, p, job.config.lr) for name, p in job.space.parameters.items() if p.requires_grad]
+        rates = {"codes": job.config.lr_codes}
+        learnt = {name: p for name, p in job.space.parameters.items() if p.requires_grad}
+        groups = [(name, p, rates.get(name, job.config.lr)) for name, p in learnt.items()]
         groups += objective.parameters
         self.parameters = {name: parameter for name, parameter, _ in groups}
         self.optimiser = torch.optim.SGD(
@@ -158,13 +160,11 @@ def _render(job: Job) -> Result:
     labels = torch.arange(dataset.train.num_classes)
     groups = [rows_of(part, config.ipc) for part in labels.split(job.plan.classes_in_flight if job.plan else 16)]
     images = [job.space.render(rows.to(job.device), ("final",)).float().cpu() for rows in groups]
-    parameters = {name: parameter.detach().cpu() for name, parameter in job.space.parameters.items()}
     return Result(
         images=torch.cat(images),
         labels=labels.repeat_interleave(config.ipc),
         class_names=tuple(dataset.class_names),
-        latents=parameters.get("latents"),
-        conditioning=parameters.get("conditioning"),
+        parameters={name: p.detach().cpu() for name, p in job.space.parameters.items() if name in PARAMETERS},
         config=job.stored_settings(),
         mean=dataset.mean,
         std=dataset.std,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ld3m.errors import ConfigError
 from ld3m.priors.base import Prior
+from ld3m.priors.stylegan import StyleGAN
 
 _UNITS = ("", "K", "M", "G", "T")
 
@@ -115,6 +116,41 @@ def plan_memory(
     retain = 100 * kept // (steps * images) / 100
     peak = images * decode_bytes + (round(retain * steps * images) + micro_batch) * evaluation_bytes
     return Plan(retain, micro_batch, classes, peak, allowed)
+
+
+def plan_synthesis(
+    generator: StyleGAN,
+    layer: int,
+    *,
+    ipc: int,
+    num_classes: int,
+    algorithm: str,
+    budget: str | int | None = None,
+) -> Plan:
+    """Plan like `plan_memory` for images made of features of a generator's `layer`; `retain` is a fraction of them.
+
+    Raises:
+        ConfigError: not even one image fits.
+    """
+    allowed = int(_DEFAULT_SHARE * total_memory(generator.device)) if budget is None else parse_bytes(budget)
+    spec = generator.layers[layer].spec
+    features = torch.zeros(1, spec.in_channels, spec.in_size, spec.in_size, device=generator.device)
+    codes = torch.zeros(1, generator.num_codes - 1 - layer, generator.w_dim, device=generator.device)
+    leaves = features.requires_grad_(), codes.requires_grad_()
+    image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, layer))
+    fitting = allowed // image_bytes
+    if not fitting:
+        raise ConfigError(
+            f"memory_budget of {_size(allowed)} does not hold the activations of one image from layer {layer} of "
+            f"{generator.name} on, {_size(image_bytes)}; raise it, or choose a later layer"
+        )
+    classes = num_classes
+    if algorithm != "mtt":
+        classes = min(_even(num_classes, most) for most in (_IMAGES_IN_FLIGHT // ipc, fitting // ipc))
+    images = classes * ipc
+    micro_batch = min(images, fitting, _IMAGES_IN_FLIGHT)
+    kept = images if images <= fitting else fitting - micro_batch
+    return Plan(100 * kept // images / 100, micro_batch, classes, min(images, fitting) * image_bytes, allowed)
 
 
 def _even(num_classes: int, most: int) -> int:

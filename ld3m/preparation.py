@@ -20,9 +20,10 @@ from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import PROTOCOLS
 from ld3m.experts import Experts, load_experts, train_experts
+from ld3m.glad_preparation import check_generator, generator_name, glad_space, plan_glad
 from ld3m.memory import Plan, plan_memory
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
-from ld3m.priors import Execution, Prior, load_prior
+from ld3m.priors import Execution, Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
@@ -59,18 +60,13 @@ def prepare(
     data_name = str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
     config = _config(folder, data_name, settings)
     device = usable(config.device)
-    given = prior.lean.execution if prior else None  # its other switches stay as they are
-    execution = replace(given or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
-    config = replace(config, dtype=config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    prior = load_prior(
-        prior or config.prior,
-        device=device,
-        dtype=getattr(torch, config.dtype),
-        **({"config": config.prior_config} if config.prior_config else {}),
-    )
-    prior = copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
-    config = replace(config, cuda_graphs=prior.lean.graphs is not None)
-    config = configuration.resolve(config, prior.native_resolution)
+    # A generator's filters would be rounded as well: it stays in float32.
+    half = device.type == "cuda" and config.space != "glad"
+    config = replace(config, dtype=config.dtype or ("bfloat16" if half else "float32"))
+    prior = _open_prior(config, prior, device)
+    num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
+    config = replace(config, cuda_graphs=num_layers is None and prior.lean.graphs is not None)
+    config = configuration.resolve(config, prior.native_resolution, num_layers)
     _check(config, prior)
     dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
     dataset.train.require_per_class(config.ipc, "--ipc")
@@ -89,12 +85,28 @@ def prepare(
     return Job(config, data_name, dataset, space, plan, folder, device)
 
 
-def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | None]:
+def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | StyleGAN | None]:
     """Take a loaded prior out of the settings; its name stands for it in what is stored, and it keeps its dtype."""
     prior = settings.get("prior")
-    if not isinstance(prior, Prior):
+    if not isinstance(prior, Prior | StyleGAN):
         return settings, None
     return settings | {"prior": prior.name, "dtype": settings.get("dtype") or prior.dtype}, prior
+
+
+def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior | StyleGAN:
+    """Load the prior that the space takes, and streamline it as the settings say."""
+    options = {"device": device, "dtype": getattr(torch, config.dtype)}
+    if given is not None and isinstance(given, StyleGAN) != (config.space == "glad"):
+        wanted = "StyleGAN" if config.space == "glad" else "latent diffusion model"
+        raise ConfigError(f"space {config.space!r} takes a {wanted} as prior, got {given.name}; choose one that fits")
+    if config.space == "glad":
+        return load_stylegan(given or generator_name(config), **options)
+    switches = given.lean.execution if given else None  # those not named here stay as they are
+    execution = replace(switches or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
+    if config.prior_config:
+        options["config"] = config.prior_config
+    prior = load_prior(given or config.prior, **options)
+    return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
 
 
 def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, object]) -> DistillConfig:
@@ -113,11 +125,14 @@ def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, obj
     return stored
 
 
-def _check(config: DistillConfig, prior: Prior) -> None:
+def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
     """Refuse what can be refused before any data is read."""
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
-    chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
     _check_protocol(config)
+    if config.space == "glad":
+        check_generator(config, prior)
+        return
+    chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
     if config.space != "pixel" and config.latent_size is None and config.resolution % prior.downsample:
         raise ConfigError(
             f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
@@ -149,7 +164,9 @@ def _check_protocol(config: DistillConfig) -> None:
             ) from error
 
 
-def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
+def _plan(config: DistillConfig, prior: Prior | StyleGAN, dataset: Dataset) -> Plan:
+    if config.space == "glad":
+        return plan_glad(config, prior, dataset)
     return plan_memory(
         prior,
         resolution=config.latent_size * prior.downsample if config.latent_size else config.resolution,
@@ -162,7 +179,11 @@ def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
     )
 
 
-def _space(config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device) -> Space:
+def _space(
+    config: DistillConfig, prior: Prior | StyleGAN, dataset: Dataset, plan: Plan | None, device: torch.device
+) -> Space:
+    if config.space == "glad":
+        return glad_space(config, prior, dataset, plan)
     images = _initial_images(config, dataset)
     if config.space == "pixel":
         return PixelSpace(images.to(device), dataset.mean, dataset.std)

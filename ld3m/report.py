@@ -11,7 +11,7 @@ import yaml
 from ld3m import pictures
 from ld3m.errors import CheckpointError
 from ld3m.evaluation.report import FILES, Cell, layout, remarks, shown
-from ld3m.result import DISTILLED, Result, load
+from ld3m.result import DISTILLED, PARAMETERS, Result, load
 from ld3m.storage import write_text
 
 _CLASSES, _PER_CLASS = 100, 10  # what the page shows at most; the folder has all
@@ -102,7 +102,7 @@ def draw_curves(folder: Path) -> Path:
             continue
     curves = {
         key: [(i, entry[key]) for i, entry in sorted(by_iteration.items()) if isinstance(entry.get(key), int | float)]
-        for key in ("loss", "grad_norm_latents", "grad_norm_conditioning")
+        for key in ("loss", *(f"grad_norm_{name}" for name in PARAMETERS))
     }
     norms = {key.removeprefix("grad_norm_"): points for key, points in curves.items() if key != "loss" and points}
     panels = [pictures.line_chart({"loss": curves["loss"]}, "Loss")]

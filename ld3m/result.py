@@ -13,6 +13,7 @@ from ld3m.errors import CheckpointError
 from ld3m.storage import load_tensors, save_tensors
 
 DISTILLED = "distilled.safetensors"
+PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,8 @@ class Result:
         images: (N, 3, H, W) float32 in [0, 1].
         labels: (N,) int64, class-major.
         class_names: name of each label.
-        latents: (N, c, h, w) float32 as optimised; None in pixel space.
-        conditioning: (N, tokens, dim) float32; None where there is none.
+        parameters: float32 tensors that the images were rendered from, by name: latents (N, c, h, w), conditioning
+            (N, tokens, dim); or features (N, C, h, w), codes (N, layers, dim); none in pixel space.
         config: every setting of the run, resolved.
         mean, std: (3,) of the training images in [0, 1]; networks see (image − mean) / std.
         path: the run's folder, where there is one.
@@ -33,12 +34,21 @@ class Result:
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
-    latents: Tensor | None
-    conditioning: Tensor | None
+    parameters: Mapping[str, Tensor]
     config: Mapping[str, object]
     mean: Tensor
     std: Tensor
     path: Path | None = None
+
+    @property
+    def latents(self) -> Tensor | None:
+        """Latents as optimised, where the space has them."""
+        return self.parameters.get("latents")
+
+    @property
+    def conditioning(self) -> Tensor | None:
+        """Conditioning as optimised, where the space has it."""
+        return self.parameters.get("conditioning")
 
     @property
     def ipc(self) -> int:
@@ -55,9 +65,7 @@ class Result:
             for k, image in enumerate(self.images[self.labels == label]):
                 pictures.save_png(folder / "images" / name / f"{k}.png", pictures.to_pillow(image))
         pictures.save_png(folder / "grid.png", pictures.grid(self.images, max(self.ipc, 10)))
-        tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std}
-        optional = {"latents": self.latents, "conditioning": self.conditioning}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std, **self.parameters}
         about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}
         save_tensors(folder / DISTILLED, tensors, about)
         return folder
@@ -82,8 +90,7 @@ def load(folder: str | Path) -> Result:
         images=tensors["images"],
         labels=tensors["labels"].to(torch.int64),
         class_names=tuple(json.loads(about["class_names"])),
-        latents=tensors.get("latents"),
-        conditioning=tensors.get("conditioning"),
+        parameters={name: tensors[name] for name in PARAMETERS if name in tensors},
         config=json.loads(about["config"]),
         mean=tensors["mean"],
         std=tensors["std"],

@@ -1,20 +1,23 @@
 """What all rooms share: the reference tensors' folder, the error measure, and hypothesis with fixed seeds."""
 
 import functools
+import importlib.util
 import logging
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ld3m
 from ld3m import cli, pictures
+from ld3m.priors import load_stylegan
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ld3m")
@@ -126,6 +129,37 @@ def dit_prior(d3hr, dit_folder) -> Callable:
         return prior
 
     return load
+
+
+@pytest.fixture(scope="session")
+def stylegan_tensors(reference) -> dict[str, Tensor]:
+    """The reference tensors of the tiny StyleGAN-XL generator."""
+    return load_file(reference / "stylegan_tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def stylegan_file(stylegan_tensors, tmp_path_factory) -> Path:
+    """The state of that generator: 32 px, 16 layers, ten classes."""
+    path = tmp_path_factory.mktemp("stylegan") / "tiny.safetensors"
+    weights = {key: tensor for key, tensor in stylegan_tensors.items() if key.startswith("weights/")}
+    save_file({key.removeprefix("weights/"): tensor for key, tensor in weights.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stylegan(stylegan_file) -> Callable:
+    """Load that generator in a dtype, once a session; tests leave it unchanged."""
+    return functools.cache(lambda dtype=torch.float64: load_stylegan(stylegan_file, dtype=dtype))
+
+
+@pytest.fixture(scope="session")
+def published_glad() -> ModuleType:
+    """`benchmarks/glad.py`, the published scheme."""
+    path = Path(__file__).parents[1] / "benchmarks" / "glad.py"
+    spec = importlib.util.spec_from_file_location("published_glad", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

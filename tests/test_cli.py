@@ -165,7 +165,7 @@ def interrupt():
         ("--resolution 15", "resolution must be divisible by 2, the first stage's factor in random:tiny; got 15"),
         ("--prior nosuch", "prior is one of builtin, .+; got 'nosuch'"),
         ("--algorithm nosuch", "algorithm is one of dc, dm, mtt; got 'nosuch'"),
-        ("--space nosuch", "space is one of ld3m, autoencoder, pixel; got 'nosuch'"),
+        ("--space nosuch", "space is one of ld3m, autoencoder, glad, pixel; got"),
         ("--network nosuch", "unknown network 'nosuch'.+ConvNet, AlexNet, VGG11, ResNet18, ViT"),
         ("--class-ids 99999 1 0", r"class_ids of random:tiny go from 0 to 3, .+got \[99999\]"),
         ("--memory-budget lots", "memory_budget is a size such as .+got 'lots'"),

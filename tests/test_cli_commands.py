@@ -109,9 +109,10 @@ def test_info_names_what_there_is(ld3m_command):
     status, out, _ = ld3m_command("info")
     assert status == 0
     lines = dict(re.findall(r"^(\w+) +(.+)$", out, re.M))
-    assert set(lines) == {"versions", "devices", "priors", "networks", "protocols"}
+    assert set(lines) == {"versions", "devices", "priors", "generators", "networks", "protocols"}
     assert f"torch {torch.__version__.partition('+')[0]}" in lines["versions"]
     assert "random:tiny" in lines["priors"]
+    assert "random:stylegan-32" in lines["generators"]
     assert "ConvNet, AlexNet, VGG11, ResNet18, ViT" in lines["networks"]
     assert {"quick", "glad-hard"} <= set(lines["protocols"].split(", "))
 

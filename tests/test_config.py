@@ -79,7 +79,7 @@ def test_wrong_types_and_names_are_refused(name, value, message):
         ("retain", 1.5, "retain is a fraction from 0 to 1, got 1.5"),
         ("retain", float("nan"), "retain is a fraction"),
         ("algorithm", "mt", "algorithm is one of dc, dm, mtt; got 'mt'; did you mean 'mtt'"),
-        ("space", "pixels", "space is one of ld3m, autoencoder, pixel; got 'pixels'; did you mean 'pixel'"),
+        ("space", "pixels", "space is one of ld3m, autoencoder, glad, pixel; got 'pixels'; did you mean 'pixel'"),
         ("metric", "l2", "metric is one of layerwise-cosine, mse, cosine; got 'l2'"),
         ("noise", "none", "noise is one of fresh, fixed; got 'none'"),
         ("unroll", "none", "unroll is one of exact, tesla; got 'none'"),
@@ -138,7 +138,7 @@ def test_what_is_given_wins_over_the_preset():
 
 def test_pixel_space_has_learning_rates_of_its_own():
     pixel, latent = (resolve(DistillConfig(algorithm="dm", space=space), 32).lr for space in ("pixel", "ld3m"))
-    assert pixel == PRESETS["builtin"]["pixel_lr"]["dm"] != latent
+    assert pixel == PRESETS["builtin"]["pixel"]["lr"]["dm"] != latent
 
 
 @given(

@@ -134,7 +134,7 @@ def test_a_prior_that_is_given_keeps_its_dtype(coloured):
 def test_every_setting_that_decides_the_outcome_is_resolved(make):
     config = make(memory_budget="10MB").config
     undecided = {name for name, value in vars(config).items() if value is None}
-    assert undecided == {"prior_config", "experts", "device", "holdout", "latent_size"}
+    assert undecided == {"prior_config", "experts", "device", "holdout", "latent_size", "layer", "lr_codes"}
     assert (config.preset, config.resolution, config.memory_budget) == ("builtin", 16, "10MB")
     assert 0 < config.retain < 1
     assert make(memory_budget="10MB", retain=1.0).config.retain == 1.0
@@ -184,7 +184,7 @@ REFUSED = [
     ({"device": "nosuch"}, ConfigError, "device 'nosuch' cannot be used here"),
     ({"memory_budget": "lots"}, ConfigError, "memory_budget is a size such as .+got 'lots'"),
     ({"memory_budget": 1000}, ConfigError, "memory_budget of 0.00 MB does not hold"),
-    ({"prior_config": "x.yaml"}, ConfigError, "config goes with a CompVis checkpoint file"),
+    ({"prior_config": "x.yaml"}, ConfigError, "config goes with a CompVis or DiT checkpoint file"),
     ({"algorithm": "mtt", "experts": "nosuch"}, CheckpointError, "no expert-.+ in nosuch"),
     (
         {"algorithm": "mtt", "expert_training_epochs": 3, "expert_epochs": 2, "max_start_epoch": 3},

@@ -25,22 +25,26 @@ def result():
         images=torch.rand(4, 3, 8, 8, generator=draw),
         labels=torch.arange(2).repeat_interleave(2),
         class_names=("ankle boot", "tench, Tinca tinca"),
-        latents=torch.randn(4, 3, 4, 4, generator=draw),
-        conditioning=torch.randn(4, 1, 5, generator=draw),
+        parameters={
+            "latents": torch.randn(4, 3, 4, 4, generator=draw),
+            "conditioning": torch.randn(4, 1, 5, generator=draw),
+        },
         config={"data": "some", "lr": 0.1, "learn": ["latents"], "class_ids": None},
         mean=torch.tensor([0.25, 0.5, 0.75]),
         std=torch.tensor([0.125, 0.25, 0.5]),
     )
 
 
-@pytest.mark.parametrize("without", [(), ("latents", "conditioning")])
-def test_what_is_saved_is_loaded(result, without, tmp_path):
-    result = replace(result, **dict.fromkeys(without))
+@pytest.mark.parametrize("parameters", [None, {}, {"features": torch.randn(4, 5, 6, 6), "codes": torch.randn(4, 3, 8)}])
+def test_what_is_saved_is_loaded(result, parameters, tmp_path):
+    result = result if parameters is None else replace(result, parameters=parameters)
     assert result.save(tmp_path / "run") == tmp_path / "run"
     loaded = ld3m.load(str(tmp_path / "run"))
     for name in TENSORS:
         ours, theirs = getattr(result, name), getattr(loaded, name)
         assert theirs is None if ours is None else torch.equal(ours, theirs)
+    assert loaded.parameters.keys() == result.parameters.keys()
+    assert all(torch.equal(tensor, result.parameters[name]) for name, tensor in loaded.parameters.items())
     assert loaded.labels.dtype == torch.int64
     assert (loaded.class_names, loaded.config, loaded.ipc) == (result.class_names, result.config, 2)
     assert loaded.path == tmp_path / "run"

@@ -286,13 +286,8 @@ class Comparison:
     def _storage(self) -> dict[str, dict[str, int]]:
         """Return the bytes of each set: what was distilled in its dtype, real images as uint8."""
         result = self.result
-        parts = {
-            "images": result.images,
-            "labels": result.labels,
-            "latents": result.latents,
-            "conditioning": result.conditioning,
-        }
-        storage = {self.sets[0]: {part: tensor.nbytes for part, tensor in parts.items() if tensor is not None}}
+        parts = {"images": result.images, "labels": result.labels, **result.parameters}
+        storage = {self.sets[0]: {part: tensor.nbytes for part, tensor in parts.items()}}
         for name in self.positions:
             storage[name] = {"images": result.images.numel(), "labels": result.labels.nbytes}
         return storage

@@ -32,7 +32,7 @@ def open_subject(subject: object, data: object) -> tuple[Result, Dataset, Path |
     # Where the data has no test split, the part that is held out follows from the settings of the distillation.
     data = load_data(data, resolution=images.shape[-1], holdout=config.get("holdout"))
     if not isinstance(result, Result):
-        result = Result(images, labels, data.class_names, None, None, {}, data.mean, data.std)
+        result = Result(images, labels, data.class_names, {}, {}, data.mean, data.std)
     _check_classes(result, data)
     if data.test is None or not len(data.test):
         raise DataError(

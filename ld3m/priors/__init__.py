@@ -1,4 +1,4 @@
-"""Frozen latent diffusion models: loaded, embedded or random, all behind one interface."""
+"""Frozen generators: latent diffusion models behind one interface, and StyleGAN-XL."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,10 @@ from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
 from ld3m.priors.lean import Execution
 from ld3m.priors.random import NAMES as RANDOM_NAMES
+from ld3m.priors.stylegan import StyleGAN
+from ld3m.priors.stylegan_loading import load_stylegan
 
-__all__ = ["NAMES", "Execution", "Prior", "load_prior"]
+__all__ = ["NAMES", "Execution", "Prior", "StyleGAN", "load_prior", "load_stylegan"]
 
 NAMES = ("builtin", *(f"random:{name}" for name in RANDOM_NAMES))
 

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Space(Protocol):
@@ -18,3 +19,11 @@ class Space(Protocol):
 
     def project(self) -> None:
         """Put the parameters back where they are allowed to be, after an optimiser step."""
+
+
+def to_pixels(images: Tensor, resolution: int) -> Tensor:
+    """Bring a generator's images, about [−1, 1], to `resolution` with antialiasing and into [0, 1]."""
+    if images.shape[-1] != resolution:
+        size = (resolution, resolution)
+        images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return ((images + 1) / 2).clamp(0, 1)

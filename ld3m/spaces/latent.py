@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ld3m import seeds
 from ld3m.chain import reverse_chain
 from ld3m.priors.base import Prior
+from ld3m.spaces.base import to_pixels
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,7 @@ class LatentSpace:
         latents = self.parameters["latents"][rows]
         if self.chain is not None:
             latents = self._run_chain(latents, rows, noise_seed)
-        images = self.prior.decode(latents)
-        if images.shape[-1] != self.resolution:
-            size = (self.resolution, self.resolution)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        return ((images + 1) / 2).clamp(0, 1)
+        return to_pixels(self.prior.decode(latents), self.resolution)
 
     def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         chain = self.chain

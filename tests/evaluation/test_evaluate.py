@@ -20,7 +20,7 @@ def result(toy) -> Result:
     images = torch.full((3, 3, 8, 8), 0.15)
     images[range(3), range(3)] = 0.75
     config = {"space": "ld3m", "network": "ConvNet", "seed": 0}
-    return Result(images, torch.arange(3), toy.class_names, torch.zeros(3, 2), None, config, toy.mean, toy.std)
+    return Result(images, torch.arange(3), toy.class_names, {"latents": torch.zeros(3, 2)}, config, toy.mean, toy.std)
 
 
 @pytest.fixture

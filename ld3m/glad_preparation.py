@@ -1,0 +1,101 @@
+"""What a run in the space "glad" is prepared with: the generator, its memory plan, features and codes to start from."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ld3m import result, seeds
+from ld3m.config import DistillConfig
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError
+from ld3m.memory import Plan, plan_synthesis
+from ld3m.priors.classes import match_classes
+from ld3m.priors.stylegan import StyleGAN
+from ld3m.spaces import GladSpace
+
+_LEARNT = {"latents": "features", "conditioning": "codes"}
+
+
+def generator_name(config: DistillConfig) -> str:
+    """Return the source of the generator; "builtin" is the one of random weights for the resolution."""
+    if config.prior != "builtin":
+        return config.prior
+    resolution = config.resolution or 32
+    return f"random:stylegan-{32 if resolution < 128 else 128 if resolution < 256 else 256}"
+
+
+def check_generator(config: DistillConfig, generator: StyleGAN) -> None:
+    """Refuse settings that do not fit the generator."""
+    if not 0 <= config.layer < len(generator.layers):
+        raise ConfigError(
+            f"layer is from 0 to {len(generator.layers) - 1} for the {len(generator.layers)} layers of "
+            f"{generator.name}, got {config.layer}"
+        )
+    if config.prior_config is not None:
+        raise ConfigError("prior_config goes with a CompVis checkpoint; space 'glad' reads shapes from the weights")
+    if config.class_ids is not None:
+        match_classes(generator, config.class_ids, [None] * len(config.class_ids), config.class_ids)
+
+
+def plan_glad(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> Plan:
+    """Choose how many images are made at once, and of how many the activations are kept."""
+    return plan_synthesis(
+        generator,
+        config.layer,
+        ipc=config.ipc,
+        num_classes=dataset.train.num_classes,
+        algorithm=config.algorithm,
+        budget=config.memory_budget,
+    )
+
+
+def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:
+    """Build the space at its start."""
+    features, codes = _start(config, generator, dataset)
+    return GladSpace(
+        generator,
+        features,
+        codes,
+        layer=config.layer,
+        learn=tuple(_LEARNT[name] for name in config.learn),
+        resolution=config.resolution,
+        retain=config.retain,
+        micro_batch=plan.micro_batch,
+    )
+
+
+def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return (features, codes) in float32, of a random z an image, and of its class where the generator has classes."""
+    rows = dataset.train.num_classes * config.ipc
+    spec = generator.layers[config.layer].spec
+    shapes = {
+        "features": (rows, spec.in_channels, spec.in_size, spec.in_size),
+        "codes": (rows, generator.num_codes - 1 - config.layer, generator.w_dim),
+    }
+    if config.init not in ("real", "noise"):
+        return _given(config.init, shapes, generator.device)
+    z = torch.randn(rows, generator.z_dim, generator=seeds.generator(config.seed, "initial latents"))
+    ids = None
+    if generator.num_classes is not None:
+        matched = match_classes(generator, dataset.class_names, dataset.wnids, config.class_ids)
+        ids = torch.tensor(matched).repeat_interleave(config.ipc).to(generator.device)
+    with torch.no_grad():
+        codes = generator.map(z.to(generator.device), ids)
+        features = torch.cat([generator.features(part, config.layer) for part in codes.split(16)]).float()
+    features = features.nan_to_num(0.0, 5.0, -5.0).clamp(-10, 10)  # as GLaD does
+    if config.init == "noise":
+        noise = torch.randn(shapes["features"], generator=seeds.generator(config.seed, "initial features"))
+        std, mean = torch.std_mean(features, dim=(1, 2, 3), keepdim=True)
+        features = noise.to(features) * std + mean
+    return features, codes[:, 1 + config.layer :].float()
+
+
+def _given(folder: str, shapes: dict[str, tuple[int, ...]], device: torch.device) -> tuple[Tensor, ...]:
+    if not (Path(folder) / result.DISTILLED).is_file():
+        raise ConfigError(f"init is 'real', 'noise' or the folder of a distilled set, got {folder!r}")
+    parameters = result.load(folder).parameters
+    found = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    if found != shapes:
+        raise ConfigError(f"init {folder} holds {found}; this run needs {shapes}: choose the set's own prior and layer")
+    return tuple(parameters[name].to(device) for name in shapes)
