@@ -56,8 +56,8 @@ def gradient_distance_kernel(
 
 def gradient_distance_fwd(
     own: list[Tensor], target: list[Tensor], epsilon: float, with_direction: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the distance, a scalar, and its derivative in `own` or an empty list; all tensors are contiguous."""
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Return the losses of each layer's rows, and the derivative in `own` or an empty list; all is contiguous."""
     direction = [torch.empty_like(a) for a in own] if with_direction else []
     rows = sum(len(a) for a in own)
     losses = own[0].new_empty(rows, dtype=torch.float32)
@@ -74,4 +74,4 @@ def gradient_distance_fwd(
                     BLOCK=min(max(triton.next_power_of_2(max(widths)), 32), 1024), num_warps=4, enable_fp_fusion=True,
                 )  # fmt: skip
         first += starts[-1]
-    return losses.sum().to(own[0].dtype), direction
+    return losses.split([len(a) for a in own]), direction

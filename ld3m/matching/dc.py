@@ -6,19 +6,36 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import InputError
-from ld3m.matching.gradient import Weights, directional, gradient, replayed, rng_state, weights_of, with_gradients
+from ld3m.matching.compiled import compiled
+from ld3m.matching.gradient import (
+    Weights,
+    directional,
+    goes_by_class,
+    gradient,
+    over_classes,
+    replayed,
+    rng_state,
+    weights_of,
+    with_gradients,
+)
 from ld3m.matching.shapes import check_classes
-from ld3m.ops.gradient_distance import distance_and_direction, row_cosines
+from ld3m.ops.gradient_distance import distances_and_directions, row_cosines
 
 
 def dc_loss(
-    network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor, *, metric: str = "layerwise-cosine"
+    network: nn.Module,
+    real: Tensor,
+    synthetic: Tensor,
+    labels: Tensor,
+    *,
+    metric: str = "layerwise-cosine",
+    compile: bool = False,
 ) -> Tensor:
     """Return the distance between real and synthetic gradients of the mean cross-entropy, one per class, not summed.
 
-    The gradient is computed along with the loss, a class at a time. The network runs in the mode it is in; its weights
-    get no gradient and its buffers stay. Active dropout draws from torch's global generator, with one set of masks for
-    the real and one for the synthetic images of a class.
+    The gradient is computed along with the loss. The network runs in the mode it is in; its weights get no gradient and
+    its buffers stay. Active dropout draws from torch's global generator, with one set of masks for the real and one for
+    the synthetic images of a class.
 
     Args:
         real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient.
@@ -26,6 +43,7 @@ def dc_loss(
         labels: (C,) int64, the class of each row, in any order.
         metric: "layerwise-cosine", the sum of 1 - cosine over the output rows of all convolution and linear weights;
             "mse", the squared distance, or "cosine", one 1 - cosine, both over all parameters.
+        compile: run the synthetic side through torch.compile, once for each network object and shape.
 
     Returns:
         (C,) losses.
@@ -38,16 +56,20 @@ def dc_loss(
             f"dc_loss needs labels int64 of shape ({len(real)},), one for each row of real, "
             f"got {labels.dtype} {tuple(labels.shape)}"
         )
-    weights, differentiate = weights_of(network), torch.is_grad_enabled() and synthetic.requires_grad
-    losses, gradients = [], []
-    for real_images, images, label in zip(real, synthetic.detach(), labels.to(real.device), strict=True):
-        names = matched(weights, metric)
-        target = gradient(network, weights, real_images.detach(), label.expand(len(real_images)), names)
-        loss, d_images = match(network, weights, target, images, label, metric=metric, differentiate=differentiate)
-        losses.append(loss)
-        gradients.append(d_images)
-    loss = torch.stack(losses)  # C x () -> (C,)
-    return with_gradients(loss, [synthetic], [torch.stack(gradients)]) if differentiate else loss
+    if len(labels) > 1 and goes_by_class(network):
+        parts = zip(real.split(1), synthetic.split(1), labels.split(1), strict=True)
+        return torch.cat([dc_loss(network, *part, metric=metric, compile=compile) for part in parts])
+    weights, labels = weights_of(network), labels.to(real.device)
+    names = matched(weights, metric)
+    targets = [
+        gradient(network, weights, images.detach(), label.expand(len(images)), names)
+        for images, label in zip(real, labels, strict=True)
+    ]
+    target = {name: torch.stack([gradients[name] for gradients in targets]) for name in names}
+    differentiate = torch.is_grad_enabled() and synthetic.requires_grad
+    call = compiled(match) if compile else match
+    losses, d_images = call(network, weights, target, synthetic.detach(), labels, metric, differentiate)
+    return with_gradients(losses, [synthetic], [d_images]) if differentiate else losses
 
 
 def match(
@@ -55,20 +77,31 @@ def match(
     weights: Weights,
     target: Weights,
     images: Tensor,
-    label: Tensor,
-    *,
+    labels: Tensor,
     metric: str = "layerwise-cosine",
     differentiate: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return one class's distance to the gradients `target`, and the derivative in its synthetic images or None."""
-    labels = label.expand(len(images))
+    """Return the distances (C,) to the gradients `target`, and their derivatives in the synthetic images or None.
+
+    Args:
+        target: real gradients by name, stacked over classes (C, ...).
+        images: (C, S, 3, H, W).
+        labels: (C,).
+    """
+
+    def own_gradient(images: Tensor, label: Tensor) -> Weights:
+        return gradient(network, weights, images, label.expand(len(images)), target)
+
+    def pull(images: Tensor, label: Tensor, direction: Weights) -> Tensor:
+        return directional(network, weights, direction, images, label.expand(len(images)))[1]
+
     state = rng_state(network, images)
-    own = gradient(network, weights, images, labels, target)
-    loss, direction = METRICS[metric](list(own.values()), list(target.values()))
+    own = over_classes(own_gradient, images, labels)
+    losses, direction = METRICS[metric](list(own.values()), list(target.values()))
     if not differentiate:
-        return loss, None
+        return losses, None
     with replayed(state):
-        return loss, directional(network, weights, dict(zip(own, direction, strict=True)), images, labels)[1]
+        return losses, over_classes(pull, images, labels, dict(zip(own, direction, strict=True)))
 
 
 def matched(weights: Weights, metric: str) -> list[str]:
@@ -77,20 +110,20 @@ def matched(weights: Weights, metric: str) -> list[str]:
 
 
 def _cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    rows = [torch.cat([g.flatten() for g in gradients])[None] for gradients in (own, target)]
-    loss, d_row = row_cosines(*rows)
-    parts = d_row[0].split([g.numel() for g in own])
-    return loss, [d.view_as(g) for d, g in zip(parts, own, strict=True)]
+    rows = [torch.cat([g.flatten(1) for g in gradients], 1) for gradients in (own, target)]  # (C, all parameters)
+    losses, d_rows = row_cosines(*rows)
+    parts = d_rows.split([g[0].numel() for g in own], 1)
+    return losses, [d.view_as(g) for d, g in zip(parts, own, strict=True)]
 
 
 def _mse(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     differences = [a - b for a, b in zip(own, target, strict=True)]
-    return sum(d.square().sum() for d in differences), [2 * d for d in differences]
+    return sum(d.square().flatten(1).sum(1) for d in differences), [2 * d for d in differences]
 
 
 METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]] = {
-    "layerwise-cosine": distance_and_direction,
+    "layerwise-cosine": distances_and_directions,
     "mse": _mse,
     "cosine": _cosine,
 }
-"""Distance of two lists of gradients, and its derivative in the first."""
+"""Distances (C,) of two lists of gradients, stacked over classes (C, ...), and their derivatives in the first."""

@@ -11,17 +11,20 @@ from torch's global generators, as always; `rng_state` and `replayed` give a sec
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call, grad_and_value, jvp
+from torch.func import functional_call, grad, grad_and_value, jvp, vmap
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ld3m.networks import fused
+from ld3m.ops.backends import is_transformed
 
 Weights = dict[str, Tensor]
 
@@ -45,8 +48,15 @@ def cross_entropy(network: nn.Module, weights: Weights, images: Tensor, labels: 
 def gradient(
     network: nn.Module, weights: Weights, images: Tensor, labels: Tensor, names: Iterable[str] | None = None
 ) -> Weights:
-    """Return ∇_θ ℓ for the weights in `names`, by default for all, to be differentiated no further."""
-    leaves = {name: weights[name].detach().requires_grad_() for name in (weights if names is None else names)}
+    """Return ∇_θ ℓ for the weights in `names`, by default for all, to be differentiated no further.
+
+    Inside torch.func transforms and torch.compile, whose tracing autograd cannot enter, it is one of them itself; else
+    the network's fused ops are used.
+    """
+    leaves = {name: weights[name].detach() for name in (weights if names is None else names)}
+    if torch.compiler.is_compiling() or is_transformed():
+        return grad(lambda leaves: cross_entropy(network, {**weights, **leaves}, images, labels))(leaves)
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     with torch.enable_grad():
         loss = cross_entropy(fused(network), {**weights, **leaves}, images, labels)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
@@ -63,17 +73,34 @@ def directional(
     in_weights: bool = False,
 ) -> tuple[Tensor, Tensor, Weights | None]:
     """Return s = ⟨∇_θ ℓ, direction⟩, ∇_x s and, with `in_weights`, ∇_θ s for the weights in `direction`, else None."""
-
-    def first_order(moved: Weights) -> tuple[tuple[Tensor, Weights] | Tensor, Tensor]:
-        def loss(images: Tensor, moved: Weights) -> Tensor:
-            return cross_entropy(network, {**weights, **moved}, images, labels)
-
-        return grad_and_value(loss, argnums=(0, 1) if in_weights else 0)(images, moved)
-
+    argnums = (0, 1) if in_weights else (0,)
     images = images.contiguous()  # forward mode takes no other layout in group norm, and a decoder may give one
+    moved = {name: weights[name] for name in direction}
+
+    def loss(images: Tensor, moved: Weights) -> Tensor:
+        return cross_entropy(network, {**weights, **moved}, images, labels)
+
+    def slope(images: Tensor, moved: Weights) -> Tensor:
+        slopes = grad(loss, argnums=1)(images, moved)
+        return sum((slopes[name] * direction[name]).sum() for name in direction)
+
     with torch.no_grad():  # nothing outside the transforms records the pass
-        _, (gradients, slope) = jvp(first_order, ({name: weights[name] for name in direction},), (direction,))
-    return (slope, *gradients) if in_weights else (slope, gradients, None)
+        if torch.compiler.is_compiling():  # which cannot trace group norm in forward mode, and spares memory itself
+            gradients, along = grad_and_value(slope, argnums)(images, moved)
+        else:
+            first_order = partial(grad_and_value(loss, argnums), images)
+            _, (gradients, along) = jvp(first_order, (moved,), (direction,))
+    return along, gradients[0], gradients[1] if in_weights else None
+
+
+def over_classes(function: Callable, *stacked: object) -> object:
+    """Call a function of one class for all rows of the arguments, tensors or dictionaries of them; stack its results.
+
+    A single class is not batched, so that any network goes, whatever it draws or writes on its way.
+    """
+    if len(tree_leaves(stacked)[0]) > 1:
+        return vmap(function)(*stacked)
+    return tree_map(lambda t: t[None], function(*tree_map(lambda t: t[0], stacked)))
 
 
 def with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
@@ -99,12 +126,21 @@ class _Known(torch.autograd.Function):
         return None, None, *(row * g for row, g in zip(rows, ctx.saved_tensors, strict=True))
 
 
+def goes_by_class(network: nn.Module) -> bool:
+    """Whether several classes cannot share a pass: masks are drawn, or statistics of the batch are kept or taken."""
+    return has_active_dropout(network) or any(True for _ in network.buffers())
+
+
+def has_active_dropout(network: nn.Module) -> bool:
+    return any(isinstance(module, _DropoutNd) and module.training and module.p > 0 for module in network.modules())
+
+
 RngState = tuple[Tensor, list[int], list[Tensor]]
 
 
 def rng_state(network: nn.Module, images: Tensor) -> RngState | None:
     """Return the state of torch's global generators if the network has active dropout, else None."""
-    if not any(isinstance(module, _DropoutNd) and module.training and module.p > 0 for module in network.modules()):
+    if not has_active_dropout(network):
         return None
     return torch.get_rng_state(), *get_device_states(images)
 

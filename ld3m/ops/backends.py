@@ -65,7 +65,7 @@ def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) 
         BackendError: the backend asked for cannot take the tensors, or a torch.func or forward-mode transform is
             active: derivatives would come out as zeros there without an error.
     """
-    if _is_transformed():
+    if is_transformed():
         raise BackendError(
             "ld3m.ops cannot stand inside torch.func transforms or forward-mode AD; use plain torch operations there"
         )
@@ -81,5 +81,6 @@ def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) 
 
 
 @torch.compiler.assume_constant_result  # a traced call would always be true; the compiled code is guarded by the stack
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

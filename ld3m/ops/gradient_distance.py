@@ -42,18 +42,29 @@ def gradient_distance(own: Sequence[Tensor], target: Sequence[Tensor], *, backen
         A scalar of their dtype.
     """
     wanted = torch.is_grad_enabled() and any(a.requires_grad for a in own)
-    return _checked(own, target, wanted, backend)[0]
+    return _checked(own, target, 1, wanted, backend)[0].squeeze(0)
 
 
-def distance_and_direction(
+def distances_and_directions(
     own: Sequence[Tensor], target: Sequence[Tensor], *, backend: str = "auto"
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the distance, and its derivative in each tensor of `own`; arguments as of `gradient_distance`."""
-    return _checked([a.detach() for a in own], [b.detach() for b in target], True, backend)
+    """Return the distances of several classes at once, and the derivative of each in its part of `own`.
+
+    Args:
+        own, target: weight gradients of C classes, stacked: convolutions (C, O, I, h, w) and linear layers (C, O, I).
+        backend: as of `gradient_distance`.
+
+    Returns:
+        Distances (C,), and derivatives like `own`.
+    """
+    num_classes = len(own[0]) if own else 1
+    rows = [[g.detach().flatten(0, 1) for g in gradients] for gradients in (own, target)]  # (C, O, ...) -> (C·O, ...)
+    distances, direction = _checked(*rows, num_classes, True, backend)
+    return distances, [d.view_as(a) for d, a in zip(direction, own, strict=True)]
 
 
 def _checked(
-    own: Sequence[Tensor], target: Sequence[Tensor], with_direction: bool, backend: str
+    own: Sequence[Tensor], target: Sequence[Tensor], num_classes: int, with_direction: bool, backend: str
 ) -> tuple[Tensor, list[Tensor]]:
     if not own or len(own) != len(target):
         raise InputError(f"gradient_distance needs two equally long lists of tensors, got {len(own)} and {len(target)}")
@@ -72,35 +83,39 @@ def _checked(
         if b.requires_grad and torch.is_grad_enabled():
             raise InputError(f"gradient_distance has no gradient in target, got one that asks for it at {k}; detach it")
     own, target = [a.contiguous() for a in own], [b.contiguous() for b in target]
-    return _gradient_distance(own, target, with_direction, choose(backend, supports, *own, *target))
+    return _gradient_distance(own, target, num_classes, with_direction, choose(backend, supports, *own, *target))
 
 
 @torch.library.custom_op("ld3m::gradient_distance", mutates_args=())
 def _gradient_distance(
-    own: list[Tensor], target: list[Tensor], with_direction: bool, backend: str
+    own: list[Tensor], target: list[Tensor], num_classes: int, with_direction: bool, backend: str
 ) -> tuple[Tensor, list[Tensor]]:
+    """Return the distances of `num_classes` equal runs of rows of each layer, and the derivative in `own`."""
     if backend == "triton":
         from ld3m.kernels.gradient_distance import gradient_distance_fwd  # Triton may be absent
 
-        return gradient_distance_fwd(own, target, EPSILON, with_direction)
-    wide = torch.promote_types(own[0].dtype, torch.float32)  # products of norms overflow float16
-    parts = [row_cosines(a.flatten(1).to(wide), b.flatten(1).to(wide)) for a, b in zip(own, target, strict=True)]
-    direction = [d.to(a.dtype).view_as(a) for (_, d), a in zip(parts, own, strict=True)] if with_direction else []
-    return sum(loss for loss, _ in parts).to(own[0].dtype), direction
+        losses, direction = gradient_distance_fwd(own, target, EPSILON, with_direction)
+    else:
+        wide = torch.promote_types(own[0].dtype, torch.float32)  # products of norms overflow float16
+        parts = [row_cosines(a.flatten(1).to(wide), b.flatten(1).to(wide)) for a, b in zip(own, target, strict=True)]
+        direction = [d.to(a.dtype).view_as(a) for (_, d), a in zip(parts, own, strict=True)] if with_direction else []
+        losses = [loss for loss, _ in parts]
+    total = sum(loss.view(num_classes, -1).sum(1) for loss in losses)  # of each layer (C·O,) -> (C,)
+    return total.to(own[0].dtype), direction
 
 
 def row_cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum over the rows of (O, K) of 1 - ⟨a, b⟩ / (|a| |b| + ε), and its derivative in a."""
+    """Return 1 - ⟨a, b⟩ / (|a| |b| + ε) of each row of (R, K), and its derivative in a."""
     dot = (a * b).sum(1, keepdim=True)
     length, other = (g.norm(dim=1, keepdim=True) for g in (a, b))
     product = length * other + EPSILON
     unit = torch.where(length > 0, a / length, 0)
-    return (1 - dot / product).sum(), (dot * other / product.square()) * unit - b / product
+    return (1 - dot / product).squeeze(1), (dot * other / product.square()) * unit - b / product
 
 
 @_gradient_distance.register_fake
-def _(own: list[Tensor], target: list[Tensor], with_direction: bool, backend: str):
-    return own[0].new_empty(()), [torch.empty_like(a) for a in own] if with_direction else []
+def _(own: list[Tensor], target: list[Tensor], num_classes: int, with_direction: bool, backend: str):
+    return own[0].new_empty(num_classes), [torch.empty_like(a) for a in own] if with_direction else []
 
 
 @torch.library.custom_op("ld3m::gradient_distance_bwd", mutates_args=())
@@ -118,8 +133,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor, d_direction: list[Tensor]):  # where the direction leaves this file, own is detached
-    grads = _gradient_distance_bwd(grad, list(ctx.saved_tensors))
-    return grads, [None] * len(grads), None, None
+    grads = _gradient_distance_bwd(grad.squeeze(0), list(ctx.saved_tensors))
+    return grads, [None] * len(grads), None, None, None
 
 
 def _refuse(ctx, *grads):

@@ -76,10 +76,11 @@ def test_reference_odd_batch_in_halves(case, case_network, relative_error):
     for label, real, images in zip(LABELS, case["real"].double(), classes(case["syn"]), strict=True):
         halves = [gradient(network, weights, part, label.expand(len(part)), names) for part in (real[:3], real[3:7])]
         target = {name: (halves[0][name] + halves[1][name]) / 2 for name in names}
-        loss, grad = match(network, weights, target, images, label)
+        stacked = {name: of_class[None] for name, of_class in target.items()}
+        loss, grad = match(network, weights, stacked, images[None], label[None])
         losses.append(loss)
-        gradients.append(grad)
-    assert relative_error(torch.stack(losses), case[f"{key}.loss_per_class.f64"]) < 1e-10
+        gradients.append(grad[0])
+    assert relative_error(torch.cat(losses), case[f"{key}.loss_per_class.f64"]) < 1e-10
     if f"{key}.grad_syn.f64" in case:
         assert relative_error(torch.cat(gradients), case[f"{key}.grad_syn.f64"]) < 1e-10
 
@@ -178,17 +179,17 @@ def test_against_double_backward(name, metric, small_network, seeded, relative_e
 @pytest.mark.parametrize("metric", METRICS)
 def test_closed_form_derivative_of_the_metric(metric, seeded):
     own, target = ([seeded(4, 3, 3, 3), seeded(4, 4), seeded(4)][: 2 if "layer" in metric else 3] for _ in range(2))
-    loss, derivative = METRICS[metric](own, target)
+    loss, derivative = METRICS[metric](*([g[None] for g in gradients] for gradients in (own, target)))
     leaves = [g.clone().requires_grad_() for g in own]
     want = plain_distance(leaves, target, metric)
-    torch.testing.assert_close(loss, want.detach())
+    torch.testing.assert_close(loss, want.detach()[None])
     for got, expected in zip(derivative, torch.autograd.grad(want, leaves), strict=True):
-        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(got, expected[None])
 
 
 def test_rows_of_zeros_count_one_and_pull_along_the_target(seeded):
-    target = [seeded(2, 6)]
-    loss, (derivative,) = METRICS["layerwise-cosine"]([torch.zeros(2, 6, dtype=torch.float64)], target)
+    target = [seeded(1, 2, 6)]
+    loss, (derivative,) = METRICS["layerwise-cosine"]([torch.zeros(1, 2, 6, dtype=torch.float64)], target)
     assert float(loss) == 2
     torch.testing.assert_close(derivative, -target[0] / 1e-6)
 
@@ -199,7 +200,7 @@ def test_loss_of_the_same_images_is_zero(metric, small_network, seeded):
     loss = dc_loss(small_network("ConvNet"), images, images.clone(), torch.tensor([1, 4]), metric=metric)
     assert float(loss.abs().max()) < 1e-2  # 1e-6 beside products of small norms is not nothing
     if metric == "mse":
-        assert loss.tolist() == [0.0, 0.0]
+        assert float(loss.abs().max()) < 1e-25
 
 
 @settings(max_examples=10)
@@ -213,8 +214,8 @@ def test_each_class_is_on_its_own(small_network, real, ipc, order, count):
     together = loss_and_gradient(network, *sides, labels)
     for row in range(count):
         alone = loss_and_gradient(network, *(side[row : row + 1] for side in sides), labels[row : row + 1])
-        assert torch.equal(together[0][row], alone[0][0])
-        assert torch.equal(together[1][row], alone[1][0])
+        torch.testing.assert_close(together[0][row], alone[0][0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(together[1][row], alone[1][0], rtol=1e-9, atol=1e-12)
 
 
 def test_same_bits_twice(case, case_network):
@@ -255,15 +256,15 @@ def test_without_gradient(case, case_network):
     assert not loss.requires_grad
 
 
-def test_memory_of_one_class(small_network, seeded, peak_bytes):
+def test_memory_grows_with_the_classes_and_not_with_the_real_images_of_all(small_network, seeded, peak_bytes):
     network = small_network("ConvNet")
 
-    def peak(count: int) -> int:
-        real, synthetic = seeded(count, 8, 3, 32, 32), seeded(count, 4, 3, 32, 32).requires_grad_()
-        return peak_bytes(lambda: dc_loss(network, real, synthetic, torch.arange(count)))
+    def peak(count: int, real: int) -> int:
+        sides = seeded(count, real, 3, 32, 32), seeded(count, 1, 3, 32, 32).requires_grad_()
+        return peak_bytes(lambda: dc_loss(network, *sides, torch.arange(count)))
 
-    gradients = 4 * 4 * 3 * 32 * 32 * 8  # the result itself, once a class and once stacked
-    assert peak(5) < 1.02 * peak(1) + 2 * gradients
+    assert peak(5, 1) < 5.2 * peak(1, 1)
+    assert peak(5, 64) < 1.1 * peak(1, 64)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ld3m.matching.dc import METRICS
 from ld3m.ops.backends import HAS_TRITON, INTERPRET, missing
 from ld3m.ops.gradient_distance import (
     _gradient_distance,
-    distance_and_direction,
+    distances_and_directions,
     gradient_distance,
     gradient_distance_reference,
     supports,
@@ -51,6 +51,10 @@ def both(function, own, target, **options):
     return distance, torch.autograd.grad(1.7 * distance, own)
 
 
+def stacked(gradients):
+    return [g.detach()[None] for g in gradients]
+
+
 def precise(own, target):
     return [a.detach().double().requires_grad_() for a in own], [b.double() for b in target]
 
@@ -73,11 +77,26 @@ def test_law_of_matching(backend, make):
     own[0].data[2] = 0  # rows without a gradient, on one side, the other, and both
     target[0][3] = 0
     own[3].data[1], target[3][1] = 0, 0
-    distance, direction = distance_and_direction(own, target, backend=backend)
-    want, want_direction = METRICS["layerwise-cosine"]([a.detach() for a in own], target)
+    own, target = stacked(own), stacked(target)
+    distance, direction = distances_and_directions(own, target, backend=backend)
+    want, want_direction = METRICS["layerwise-cosine"](own, target)
     torch.testing.assert_close(distance, want)
     torch.testing.assert_close(direction, want_direction)
     assert not distance.requires_grad and not any(d.requires_grad for d in direction)
+
+
+def test_classes_keep_apart(backend, make):
+    classes = [make([(4, 6), (3, 2, 2, 2)]) for _ in range(3)]
+    for k, (own, target) in enumerate(classes):
+        own[0].data.mul_(1 - k), target[1].add_(k)
+    distances, directions = distances_and_directions(
+        *([torch.cat(layer) for layer in zip(*map(stacked, side), strict=True)] for side in zip(*classes, strict=True)),
+        backend=backend,
+    )
+    for k, (own, target) in enumerate(classes):
+        distance, grads = both(gradient_distance_reference, own, target)
+        torch.testing.assert_close(distances[k], distance.detach())
+        torch.testing.assert_close([1.7 * d[k] for d in directions], list(grads))
 
 
 def test_values():
@@ -96,21 +115,21 @@ def test_only_some_of_them_want_a_gradient(backend, make):
     own[1].requires_grad_(False)
     gradient_distance(own, target, backend=backend).backward()
     assert own[1].grad is None
-    direction = distance_and_direction(own, target, backend=backend)[1]
-    assert all(torch.equal(own[k].grad, direction[k]) for k in (0, 2, 3))
+    direction = distances_and_directions(stacked(own), stacked(target), backend=backend)[1]
+    assert all(torch.equal(own[k].grad, direction[k][0]) for k in (0, 2, 3))
 
 
 def test_layouts(backend, make):
     own, target = make([(4, 6, 3, 3), (8, 10)])
     views = [a.detach().to(memory_format=torch.channels_last) if a.ndim == 4 else a.detach().T[1:, 2:] for a in own]
     others = [b.transpose(2, 3) if b.ndim == 4 else b.T[1:, 2:] for b in target]
-    got = distance_and_direction(views, others, backend=backend)
-    want = distance_and_direction([a.clone() for a in views], [b.clone() for b in others])
+    got = distances_and_directions(stacked(views), stacked(others), backend=backend)
+    want = distances_and_directions(*([g.contiguous()[None] for g in gs] for gs in (views, others)))
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_same_result_twice(backend, make):
-    first, second = (distance_and_direction(*make(), backend=backend) for _ in range(2))
+    first, second = (distances_and_directions(*map(stacked, make()), backend=backend) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(*pair) for pair in zip(first[1], second[1], strict=True))
 
@@ -119,7 +138,7 @@ def test_no_direction_without_a_gradient(backend, make):
     own, target = make()
     with torch.no_grad():
         assert not gradient_distance(own, target, backend=backend).requires_grad
-    assert _gradient_distance([a.detach() for a in own], target, False, backend)[1] == []
+    assert _gradient_distance([a.detach() for a in own], target, 1, False, backend)[1] == []
 
 
 def test_opcheck(backend, make):
@@ -127,7 +146,7 @@ def test_opcheck(backend, make):
     for with_direction in (True, False):
         for lists in ((own, target), ([a.detach() for a in own], target)):
             if with_direction or not lists[0][0].requires_grad:
-                torch.library.opcheck(_gradient_distance, (*lists, with_direction, backend))
+                torch.library.opcheck(_gradient_distance, (*lists, 1, with_direction, backend))
 
 
 def test_compiles_whole(backend, make):

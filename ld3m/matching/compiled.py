@@ -1,0 +1,35 @@
+"""Functions through torch.compile, with a way back where that fails."""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """Return the function compiled whole, for fixed shapes; where that fails, eager from then on, with one logged reason.
+
+    Compiled code is kept on disk, so that the next process has it in seconds instead of minutes.
+    """
+    # torch's own default is a temporary folder, which does not survive a restart of the machine.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "ld3m" / "compiled"))
+    call = torch.compile(function, fullgraph=True, dynamic=False)
+    failed = False
+
+    def run(*arguments: object) -> object:
+        nonlocal failed
+        if not failed:
+            try:
+                return call(*arguments)
+            except torch._dynamo.exc.TorchDynamoException as error:  # InductorError is one of them
+                failed = True
+                logger.warning("%s runs eager: it does not compile (%s)", function.__name__, str(error).splitlines()[0])
+        return function(*arguments)
+
+    return run
