@@ -197,7 +197,7 @@ def one_of(value: str, argument: str, valid: tuple[str, ...]) -> None:
 
 
 def build(settings: Mapping[str, object], base: _Config | None = None) -> _Config:
-    """Make a config from named settings on top of `base` (a `DistillConfig`); unknown names and wrong types are refused."""
+    """Make a config from named settings on top of `base`; unknown names and wrong types are refused."""
     base = base or DistillConfig()
     known = {field.name: field for field in fields(base)}
     settings = {name: _plain(value) for name, value in settings.items()}
@@ -205,7 +205,8 @@ def build(settings: Mapping[str, object], base: _Config | None = None) -> _Confi
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise ConfigError(f"{name!r} is not a setting of {type(base).__name__}{hint}")
+            kind = type(base).__name__.removesuffix("Config").lower()
+            raise ConfigError(f"{name!r} is not a setting of {kind}{hint}")
         if not _fits(value, known[name].type):
             expected = known[name].type
             raise ConfigError(f"{name} is {expected.__name__ if type(expected) is type else expected}, got {value!r}")

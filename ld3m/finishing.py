@@ -5,16 +5,28 @@ import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import torch
 
+from ld3m.data import Dataset
 from ld3m.evaluation import evaluate
 from ld3m.preparation import Job
 from ld3m.report import draw_curves, read_mapping, write_report
 from ld3m.result import Result
+from ld3m.runs import RunFolder
 from ld3m.storage import write_json
 
 logger = logging.getLogger(__name__)
+
+
+class _Job(Protocol):
+    """What is asked of a job: a config with `seed` and `evaluate`, the data, the run's folder."""
+
+    config: object
+    dataset: Dataset
+    folder: RunFolder
+    device: torch.device
 
 
 def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: float | None, progress: bool) -> Result:
@@ -35,7 +47,7 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
     return result
 
 
-def conclude(job: Job, facts: dict[str, object], progress: bool) -> None:
+def conclude(job: _Job, facts: dict[str, object], progress: bool) -> None:
     """Evaluate what is in the run's folder, and write result.json with these facts, and report.html."""
     folder = job.folder.path
     if job.config.evaluate != "none" and not (folder / "evaluation.json").is_file():
@@ -53,7 +65,7 @@ def conclude(job: Job, facts: dict[str, object], progress: bool) -> None:
     write_report(folder)
 
 
-def measured(job: Job, seconds: float, **more: object) -> dict[str, object]:
+def measured(job: _Job, seconds: float, **more: object) -> dict[str, object]:
     """Return what result.json says of this process, and `more`."""
     is_cuda = job.device.type == "cuda"
     cpu = f"cpu ({platform.processor() or platform.machine()})"

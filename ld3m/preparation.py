@@ -100,7 +100,7 @@ def split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior |
 def stored_or_given(
     folder: RunFolder | None, data_name: str, settings: Mapping[str, object], kind: type[_Config]
 ) -> _Config:
-    """Make the config of a new run, or take that of the run that is resumed, from which the settings must not differ."""
+    """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
     if folder is None or not folder.is_resumed:
         return configuration.build(settings, kind())
     stored_data, stored = folder.stored(kind)

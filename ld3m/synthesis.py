@@ -3,41 +3,26 @@
 import dataclasses
 import inspect
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ld3m import data as data_room
 from ld3m import pictures, seeds
 from ld3m.chain import sample
-from ld3m.data import Dataset
-from ld3m.devices import usable
-from ld3m.errors import ConfigError, DataError
-from ld3m.preparation import (
-    check_latent_size,
-    check_protocol,
-    check_resolution,
-    name_of,
-    split_prior,
-    stored_or_given,
-)
-from ld3m.priors import Prior, load_prior
-from ld3m.priors.classes import match_classes
-from ld3m.result import DISTILLED, Result, folder_names, load
+from ld3m.errors import ConfigError
+from ld3m.result import DISTILLED, Result, load
 from ld3m.rows import RowFile
 from ld3m.runs import RunFolder
-from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig, resolve
+from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
 from ld3m.storage import load_tensors, save_tensors
+from ld3m.synthesis_preparation import SampleJob, prepare_sampling
 
-logger = logging.getLogger(__name__)
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10  # what grid.png shows at most
 
 
@@ -77,11 +62,11 @@ def sample_dataset(
         if resume or overwrite:
             raise ConfigError("resume and overwrite need out=, the folder of the run")
         with tempfile.TemporaryDirectory() as scratch:
-            job = _prepare(data, settings, RunFolder(Path(scratch), resume=False, overwrite=False))
+            job = prepare_sampling(data, settings, RunFolder(Path(scratch), resume=False, overwrite=False))
             _sample_classes(job, progress)
             loaded = load(scratch)
             return replace(loaded, images=loaded.images.clone(), latents=loaded.latents.clone(), path=None)
-    job = _prepare(data, settings, RunFolder(Path(out), resume=resume, overwrite=overwrite))
+    job = prepare_sampling(data, settings, RunFolder(Path(out), resume=resume, overwrite=overwrite))
     seconds_per_class = _sample_classes(job, progress)
     from ld3m.finishing import conclude, measured, rounded
     from ld3m.report import read_mapping
@@ -92,70 +77,7 @@ def sample_dataset(
     return load(out)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A sampling ready to run. `config` is resolved: it says everything that decides the outcome."""
-
-    config: SampleConfig
-    data_name: str
-    dataset: Dataset
-    prior: Prior
-    class_ids: list[int]
-    folder: RunFolder
-    device: torch.device
-
-    @cached_property
-    def folder_names(self) -> list[str]:
-        return folder_names(self.dataset.class_names)
-
-
-def _prepare(data: object, settings: dict[str, object], folder: RunFolder) -> _Job:
-    """Check settings, folder, prior and data, in this order, and build what the classes need."""
-    settings, prior = split_prior(settings)
-    data_name = name_of(data)
-    config = stored_or_given(folder, data_name, settings, SampleConfig)
-    device = usable(config.device)
-    prior = load_prior(
-        prior or config.prior,
-        device=device,
-        dtype=getattr(torch, config.dtype or "float32"),
-        **({"config": config.prior_config} if config.prior_config else {}),
-    )
-    if prior.num_classes is None:
-        raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
-    config = resolve(config, prior.native_resolution)
-    check_protocol(config.evaluate, config.resolution)
-    check_resolution(config.resolution, prior)
-    check_latent_size(config.resolution // prior.downsample, prior)
-    dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
-    config = _check_images(config, dataset)
-    if config.evaluate != "none" and dataset.test is None:
-        raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
-    class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
-    folder.start(data_name, config)
-    return _Job(config, data_name, dataset, prior, class_ids, folder, device)
-
-
-def _check_images(config: SampleConfig, dataset: Dataset) -> SampleConfig:
-    """Refuse classes with too few images; say how many of the largest are used."""
-    counts = torch.bincount(dataset.train.labels, minlength=dataset.train.num_classes)
-    name, fewest, most = dataset.class_names[int(counts.argmin())], int(counts.min()), int(counts.max())
-    if config.evaluate != "none" or config.selector == "kmeans":  # as many real images are compared with, or clustered
-        dataset.train.require_per_class(config.ipc, "--ipc")
-    used = min(most, config.real_images or most)
-    needed = config.ipc if config.selector == "kmeans" else 2
-    if min(fewest, used) < needed:
-        reason = f"class {name!r} has {fewest}" if fewest < needed else f"real_images leaves {used}"
-        raise DataError(
-            f"selector {config.selector!r} at ipc {config.ipc} needs at least {needed} real images of every class; "
-            f"{reason}: add images, or leave the class out"
-        )
-    if used < most:
-        logger.info("at most %d of up to %d real images of a class are used: real_images says how many", used, most)
-    return replace(config, real_images=used)
-
-
-def _sample_classes(job: _Job, progress: bool) -> float | None:
+def _sample_classes(job: SampleJob, progress: bool) -> float | None:
     """Sample the classes that are not there yet; return the seconds each took, None when nothing was left."""
     path = job.folder.path
     if (path / DISTILLED).is_file():
@@ -179,7 +101,7 @@ def _sample_classes(job: _Job, progress: bool) -> float | None:
     return seconds
 
 
-def _row_file(job: _Job) -> RowFile:
+def _row_file(job: SampleJob) -> RowFile:
     """Open the distilled set, and fill in what is known before the first class."""
     config, dataset, prior = job.config, job.dataset, job.prior
     num_classes = dataset.train.num_classes
@@ -201,7 +123,7 @@ def _row_file(job: _Job) -> RowFile:
 
 
 @torch.no_grad()
-def _sample_class(job: _Job, label: int, rows: RowFile) -> dict[str, object]:
+def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object]:
     """Write the images of one class; return what is worth a line in the log."""
     config, started = job.config, time.perf_counter()
     conditioning = job.prior.embed(torch.tensor([job.class_ids[label]])).float()
@@ -226,12 +148,12 @@ def _sample_class(job: _Job, label: int, rows: RowFile) -> dict[str, object]:
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
 
 
-def _statistics(job: _Job, label: int, conditioning: Tensor) -> ClassStatistics:
+def _statistics(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics:
     """Return a class's statistics: stored ones, or new ones, which are stored."""
     config = job.config
     folder = Path(config.statistics) if config.statistics else job.folder.path / "statistics"
     path = folder / f"class-{label:05}.safetensors"
-    positions = _real_images(job, label)
+    positions = job.real_images(label)
     about = _provenance(job, label, len(positions))
     if path.is_file():
         tensors, stored = load_tensors(path)
@@ -248,7 +170,7 @@ def _statistics(job: _Job, label: int, conditioning: Tensor) -> ClassStatistics:
     return statistics
 
 
-def _provenance(job: _Job, label: int, num_images: int) -> dict[str, str]:
+def _provenance(job: SampleJob, label: int, num_images: int) -> dict[str, str]:
     """Say everything that a class's statistics follow from."""
     config, dataset = job.config, job.dataset
     about = {"data": job.data_name, "class": dataset.class_names[label], "images": num_images, "seed": config.seed}
@@ -261,15 +183,7 @@ def _provenance(job: _Job, label: int, num_images: int) -> dict[str, str]:
     return {key: str(value) for key, value in about.items()}
 
 
-def _real_images(job: _Job, label: int) -> Tensor:
-    """Return the positions of the real images of a class that are used."""
-    members = job.dataset.train.of_class(label)
-    draw = seeds.generator(job.config.seed, "real images", label)
-    chosen = torch.randperm(len(members), generator=draw)[: job.config.real_images]
-    return members[chosen.sort().values]
-
-
-def _latents(job: _Job, positions: Tensor) -> Iterator[Tensor]:
+def _latents(job: SampleJob, positions: Tensor) -> Iterator[Tensor]:
     """Encode the images, some at a time."""
     for part in positions.split(job.config.micro_batch):
         yield job.prior.encode(job.dataset.train.batch(part).to(job.device) * 2 - 1)

@@ -10,7 +10,8 @@ so a score needs the noise and `std` alone. No group is stored: its noise follow
 generator, and only a few hundred coordinates of it exist at a time. Every backend draws the same numbers to rounding.
 
     words    Philox 4x32-10 (Salmon et al. 2011), key seed, counter (block, member, index mod 2³², index div 2³²)
-    normals  Box–Muller of words (0, 1) and (2, 3) in float32: radius √(−2 ln(2⁻³¹ ⌊x/2⌋ + 2⁻³²)), at most 6.66; angle 2⁻³¹ π y
+    normals  Box–Muller in float32 of words (0, 1) and (2, 3), as x, y: radius √(−2 ln(2⁻³¹ ⌊x/2⌋ + 2⁻³²)), at most
+             6.66, and angle 2⁻³¹ π y
     place    normal r of counter (block, member): coordinate r · ⌈D/4⌉ + block of that member
 """
 

@@ -20,8 +20,7 @@ class SampleConfig:
     prior_config: str | None = None
     """YAML of a CompVis checkpoint."""
     selector: str = "group"
-    """How the latents of a class are chosen: the best "group" of many, one group with the exact "moments", at "random",
-    or noised prototypes by "kmeans"."""
+    """How latents are chosen: best "group" of many, one of exact "moments", "random", noised "kmeans" prototypes."""
     ipc: int = 1
     """Images per class."""
     resolution: int | None = None

@@ -1,4 +1,4 @@
-"""Group selection: of many groups drawn from the class's Gaussian, the one whose statistics are nearest to it (D3HR)."""
+"""Of many groups drawn from the class's Gaussian, the one whose statistics are nearest to it (D3HR)."""
 
 import torch
 from torch import Tensor
