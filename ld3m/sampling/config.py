@@ -29,7 +29,7 @@ class SampleConfig:
     """Points of the DDIM grid, 2 to 1000."""
     stop: int = 30
     """Point of the grid up to which real images are inverted (or prototypes noised), and from which is sampled."""
-    inversion_guidance: float = 1.0
+    inversion_guidance: float = 4.0
     """Classifier-free guidance of the inversion; 1 evaluates the denoiser once a step instead of twice."""
     guidance_scale: float = 4.0
     """Classifier-free guidance of the sampling."""
