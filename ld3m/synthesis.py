@@ -71,10 +71,13 @@ def sample_dataset(
     from ld3m.finishing import conclude, measured, rounded
     from ld3m.report import read_mapping
 
+    result = load(out)
+    if not (job.folder.path / "grid.png").is_file():
+        _draw_grid(job.folder.path, result)
     facts = read_mapping(job.folder.path / "result.json") if seconds_per_class is None else {}
     facts = facts or measured(job, time.perf_counter() - started, seconds_per_class=rounded(seconds_per_class))
     conclude(job, facts, progress)
-    return load(out)
+    return result
 
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
@@ -97,7 +100,6 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
         job.folder.save_checkpoint(label + 1, {})
     seconds = (time.perf_counter() - started) / max(1, num_classes - first)
     rows.finish()
-    _draw_grid(path, load(path))
     return seconds
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import yaml
 
 from ld3m import config as configuration
 from ld3m.errors import ConfigError
@@ -55,8 +56,6 @@ def test_resolution_decides_what_is_not_said():
 
 def test_a_file_has_the_same_settings():
     config = SampleConfig(selector="moments", weights=(1.0, 2.0, 0.5), class_ids=(3, 1))
-    import yaml
-
     assert configuration.build(yaml.safe_load(configuration.to_yaml(config)), SampleConfig()) == config
 
 
