@@ -175,7 +175,9 @@ def _statistics(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatis
 def _provenance(job: SampleJob, label: int, num_images: int) -> dict[str, str]:
     """Say everything that a class's statistics follow from."""
     config, dataset = job.config, job.dataset
-    about = {"data": job.data_name, "class": dataset.class_names[label], "images": num_images, "seed": config.seed}
+    about = {"data": job.data_name, "class": dataset.class_names[label], "images": num_images}
+    if config.selector == "kmeans" or num_images < len(dataset.train.of_class(label)):
+        about["seed"] = config.seed  # which decides the centres, or the images
     about |= {"resolution": config.resolution, "prior": job.prior.name, "class_id": job.class_ids[label]}
     about |= {"dtype": config.dtype, "steps": config.steps, "stop": config.stop}
     if config.selector == "kmeans":

@@ -1,10 +1,12 @@
 """Data sets sampled class by class: what comes out, what is refused, what a kill leaves behind."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -92,10 +94,11 @@ def test_the_folder_is_that_of_a_run(whole, coloured):
 
 
 def test_it_can_be_exported_and_evaluated(whole, coloured, tmp_path):
-    ld3m.export(whole, "imagefolder", tmp_path / "to")
+    run = shutil.copytree(whole, tmp_path / "run")
+    ld3m.export(run, "imagefolder", tmp_path / "to")
     assert len(list((tmp_path / "to").glob("*/*.png"))) == 6
     report = ld3m.evaluate(
-        whole, coloured, protocol="quick", networks=["ConvNet-w0.06"], repeats=1, epochs=2, progress=False
+        run, coloured, protocol="quick", networks=["ConvNet-w0.06"], repeats=1, epochs=2, progress=False
     )
     assert {row["set"] for row in report.rows} >= {"random", "kmeans"}
 
@@ -141,7 +144,6 @@ def test_statistics_of_another_run_serve_again(whole, go, tmp_path, monkeypatch)
     ("settings", "message"),
     [
         ({"inversion_guidance": 1.0}, "statistics in .* are of another run: inversion_guidance '4.0' → '1.0'"),
-        ({"seed": 1}, "seed '0' → '1'"),
         ({"class_ids": (0, 2, 1)}, "class_id '1' → '2'"),
         ({"selector": "kmeans"}, "prototypes None → '1'"),
         ({"stop": 4}, "stop '3' → '4'"),
@@ -150,6 +152,14 @@ def test_statistics_of_another_run_serve_again(whole, go, tmp_path, monkeypatch)
 def test_statistics_of_something_else_do_not(settings, message, whole, go):
     with pytest.raises(ConfigError, match=message):
         go(statistics=str(whole / "statistics"), **settings)
+
+
+def test_statistics_of_some_images_are_of_one_seed(whole, go, tmp_path):
+    """Of all images they are not."""
+    assert go(statistics=str(whole / "statistics"), seed=1).images.shape == (3, 3, 16, 16)
+    some = go(out=tmp_path / "some", real_images=5).path / "statistics"
+    with pytest.raises(ConfigError, match="seed '0' → '1'"):
+        go(statistics=str(some), real_images=5, seed=1)
 
 
 def test_statistics_that_are_not_there(go, tmp_path):
@@ -320,9 +330,6 @@ def test_a_diffusion_transformer_serves_as_well(go):
 
 def test_rows_are_written_as_they_are_made(go, tmp_path, monkeypatch):
     """No class's images are kept when the next one is made."""
-    import gc
-    import weakref
-
     made = []
     original = synthesis._sample_class
 
@@ -331,7 +338,6 @@ def test_rows_are_written_as_they_are_made(go, tmp_path, monkeypatch):
         rows.write = lambda name, tensor, first=0: (made.append(weakref.ref(tensor)), write(name, tensor, first))
         line = original(job, label, rows)
         rows.write = write
-        gc.collect()
         assert all(reference() is None for reference in made)
         return line
 

@@ -28,5 +28,5 @@ SELECTORS = {
     "group": Selector(inverted_statistics, group.select),
     "moments": Selector(inverted_statistics, moments.select),
     "random": Selector(inverted_statistics, random.select),
-    "kmeans": Selector(kmeans.prototype_statistics, kmeans.select),
+    "kmeans": Selector(kmeans.prototype_statistics, random.select),  # one image from each prototype
 }

@@ -8,7 +8,7 @@ from ld3m.ops.group_select import group_noise, group_select, score_noise
 from ld3m.sampling.config import SampleConfig
 from ld3m.sampling.statistics import ClassStatistics
 
-_PUBLISHED_CHUNK = 10_000
+_PUBLISHED_CHUNK, _SCORED = 10_000, 500  # groups drawn at once, and scored at once
 
 
 def select(
@@ -37,7 +37,7 @@ def _published(std: Tensor, config: SampleConfig) -> tuple[int, float, Tensor]:
         draw = torch.Generator().manual_seed(12345 * (first // _PUBLISHED_CHUNK + 1))
         count = min(_PUBLISHED_CHUNK, config.groups - first)
         noise = torch.randn((count, config.ipc, len(std)), generator=draw)
-        scores = score_noise(noise, std, config.weights)
+        scores = torch.cat([score_noise(part, std, config.weights) for part in noise.split(_SCORED)])
         found = int(scores.argmin())
         if float(scores[found]) < best[1]:
             best = first + found, float(scores[found]), noise[found].clone()

@@ -10,7 +10,6 @@ from ld3m.chain import NoisyLatents
 from ld3m.clustering import kmeans
 from ld3m.priors.base import Prior
 from ld3m.sampling.config import SampleConfig
-from ld3m.sampling.random import select as draw
 from ld3m.sampling.statistics import ClassStatistics
 
 
@@ -25,6 +24,3 @@ def prototype_statistics(
     alpha = prior.alphas_cumprod[timestep]
     mean = (alpha.sqrt() * centres).float()
     return ClassStatistics(mean, torch.full_like(mean, (1 - alpha).sqrt().item()), config.stop, config.steps)
-
-
-select = draw  # one image from each prototype
