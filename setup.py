@@ -57,7 +57,8 @@ class NinjaBuild(build_ext):
         python = f"-isystem {sysconfig.get_path('include')} -isystem {pybind11.get_include()}"
         openmp = "-fopenmp" if sys.platform == "linux" else ""
         flags = f"-O3 -std=c++17 -MMD -MF $out.d -c $in -o $out -DLD3M_VERSION='\"{VERSION}\"'"
-        cpp = f"{cxx} {python} -fPIC -fvisibility=hidden -Wall {openmp} {flags} {os.environ.get('CXXFLAGS', '')}"
+        code = "-fPIC -fvisibility=hidden -fno-math-errno -Wall"  # errno would keep roots out of vectors
+        cpp = f"{cxx} {python} {code} {openmp} {flags} {os.environ.get('CXXFLAGS', '')}"
         link = f"{cxx} -shared $in -o $out {openmp} {os.environ.get('LDFLAGS', '')}"
         if sys.platform == "darwin":
             link += " -undefined dynamic_lookup"

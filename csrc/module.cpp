@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "device.h"
+#include "group_select.h"
 #include "instance_norm_relu_pool.h"
 #include "nearest_code.h"
 #include "reverse_step.h"
@@ -13,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
     const auto no_gil = py::call_guard<py::gil_scoped_release>();
     m.doc() = "C++ and CUDA kernels of ld3m; called by ld3m.ops only.";
     m.attr("__version__") = LD3M_VERSION;
+    m.def("group_scores", &ld3m::group_scores, no_gil);
     m.def("instance_norm_relu_pool_fwd", &ld3m::instance_norm_relu_pool_fwd, no_gil);
     m.def("instance_norm_relu_pool_bwd", &ld3m::instance_norm_relu_pool_bwd, no_gil);
     m.def("nearest_code", &ld3m::nearest_code, no_gil);

@@ -16,6 +16,7 @@ _HOMES = {
     "plan_memory": "ld3m.memory",
     "reverse_chain": "ld3m.chain",
     "sample": "ld3m.chain",
+    "sample_dataset": "ld3m.synthesis",
 }
 
 __all__ = ["__version__", *_HOMES]

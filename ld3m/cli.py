@@ -1,10 +1,7 @@
 """The command line: each command mirrors a function of the package."""
 
-import dataclasses
 import logging
-import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,18 +10,18 @@ from typing import TypeVar
 
 import tyro
 
-from ld3m.config import DistillConfig, build, read_yaml, resolve
-from ld3m.errors import ConfigError, Ld3mError
+from ld3m.config import build, resolve
+from ld3m.errors import Ld3mError
 from ld3m.evaluation.teaching import TeacherTraining
 from ld3m.priors.training import PriorTraining
+from ld3m.run_commands import DistillCommand, Flat, Positional, SampleCommand, run
 
-Positional = tyro.conf.Positional
 _Command = TypeVar("_Command")
-Flat = tyro.conf.OmitArgPrefixes  # a nested dataclass whose options stand beside the others
 
 _USAGE = """ld3m: distil an image data set into a few synthetic images per class
 
   ld3m distill [DATA]        distil, evaluate, write a folder with images and report
+  ld3m sample [DATA]         sample images from a prior by statistics of the real ones (D3HR), the same folder
   ld3m evaluate RUN [DATA]   train networks on a distilled set and on real images, compare
   ld3m experts [DATA]        train expert trajectories for --algorithm mtt
   ld3m prior train [DATA]    train a small latent diffusion model on your own images
@@ -34,25 +31,6 @@ _USAGE = """ld3m: distil an image data set into a few synthetic images per class
 
 DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists the options.
 """
-
-
-@dataclass(frozen=True)
-class DistillCommand:
-    """Distil a data set into a few synthetic images per class."""
-
-    data: Positional[str | None] = None
-    """Folder or zip of images, one folder per class; "builtin" when not given."""
-    settings: Flat[DistillConfig] = field(default_factory=DistillConfig)
-    out: Path | None = None
-    """Output folder; runs/<data>-<algorithm>-<space>-<time> when not given."""
-    resume: bool = False
-    """Go on with the run in --out; settings that are not given are the stored ones."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    config: Path | None = None
-    """YAML of settings; options on the command line win over it."""
-    quiet: bool = False
-    """No progress bars."""
 
 
 @dataclass(frozen=True)
@@ -225,66 +203,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(command: type[_Command], argv: list[str], default: _Command | None = None) -> _Command:
+def _parse(command: type[_Command], argv: list[str]) -> _Command:
     name = {v: k for k, v in _PARSED.items()}[command]
-    more = {} if default is None else {"default": default}
-    return tyro.cli(command, prog=f"ld3m {name}", args=argv, **more)
+    return tyro.cli(command, prog=f"ld3m {name}", args=argv)
 
 
 def _distill(argv: list[str]) -> None:
     from ld3m.distillation import distill
-    from ld3m.evaluation import Report
 
-    first = _parse(DistillCommand, argv)
-    file, stored_data = _base_settings(first)
-    base = build(file)
-    # Parsed again with the file's or run's values as defaults: what then differs was said on the command line.
-    command = _parse(DistillCommand, argv, DistillCommand(settings=base))
-    said = {
-        f.name: getattr(command.settings, f.name)
-        for f in dataclasses.fields(DistillConfig)
-        if getattr(command.settings, f.name) != getattr(base, f.name)
-    }
-    data = command.data or stored_data or "builtin"
-    out = command.out or _default_folder(data, command.settings)
-    try:
-        result = distill(
-            data,
-            out=out,
-            resume=command.resume,
-            overwrite=command.overwrite,
-            progress=not command.quiet,
-            **(said if command.resume else file | said),
-        )
-    except KeyboardInterrupt:
-        if (out / "config.yaml").is_file():
-            print(f"\ngo on with: ld3m distill --out {shlex.quote(str(out))} --resume", file=sys.stderr)
-        raise
-    print(f"\n{len(result.images)} images of {len(result.class_names)} classes in {out}")
-    path = out / "evaluation.json"
-    if path.is_file():
-        print(Report.from_json(path.read_text(encoding="utf-8")).table())
+    run(argv, "distill", DistillCommand, distill)
 
 
-def _base_settings(command: DistillCommand) -> tuple[dict[str, object], str | None]:
-    """Return the settings beneath the command line, and the data they name: of --config, or of the resumed run."""
-    path = command.config
-    if command.resume:
-        if command.config is not None:
-            raise ConfigError("config and resume exclude each other: a resumed run has its settings already")
-        if command.out is None:
-            raise ConfigError("resume needs --out, the folder of the run to go on with")
-        path = command.out / "config.yaml"
-        if not path.is_file():
-            return {}, None
-    settings = {} if path is None else read_yaml(path)
-    data = settings.pop("data", None)
-    return settings, None if data is None else str(data)
+def _sample(argv: list[str]) -> None:
+    from ld3m.synthesis import sample_dataset
 
-
-def _default_folder(data: str, settings: DistillConfig) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{Path(data).stem}-{settings.algorithm}-{settings.space}-{stamp}"
+    run(argv, "sample", SampleCommand, sample_dataset)
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -391,6 +324,7 @@ def _info(argv: list[str]) -> None:
 
 _PARSED: dict[str, type] = {
     "distill": DistillCommand,
+    "sample": SampleCommand,
     "evaluate": EvaluateCommand,
     "experts": ExpertsCommand,
     "prior train": PriorTrainCommand,
@@ -400,6 +334,7 @@ _PARSED: dict[str, type] = {
 }
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "distill": _distill,
+    "sample": _sample,
     "evaluate": _evaluate,
     "experts": _experts,
     "prior train": _train_prior,

@@ -16,6 +16,7 @@ from ld3m.errors import ConfigError
 ALGORITHMS = ("dc", "dm", "mtt")
 SPACES = ("ld3m", "autoencoder", "glad", "pixel")
 METRICS = ("layerwise-cosine", "mse", "cosine")
+_Config = typing.TypeVar("_Config")  # a frozen dataclass of settings
 LEARNABLE = ("latents", "conditioning")
 
 
@@ -221,19 +222,21 @@ def one_of(value: str, argument: str, valid: tuple[str, ...]) -> None:
         raise ConfigError(f"{argument} is one of {', '.join(valid)}; got {value!r}{hint}")
 
 
-def build(settings: Mapping[str, object], base: DistillConfig | None = None) -> DistillConfig:
+def build(settings: Mapping[str, object], base: _Config | None = None) -> _Config:
     """Make a config from named settings on top of `base`; unknown names and wrong types are refused."""
-    known = {field.name: field for field in fields(DistillConfig)}
+    base = base or DistillConfig()
+    known = {field.name: field for field in fields(base)}
     settings = {name: _plain(value) for name, value in settings.items()}
     for name, value in settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise ConfigError(f"{name!r} is not a setting of distill{hint}")
+            kind = type(base).__name__.removesuffix("Config").lower()
+            raise ConfigError(f"{name!r} is not a setting of {kind}{hint}")
         if not _fits(value, known[name].type):
             expected = known[name].type
             raise ConfigError(f"{name} is {expected.__name__ if type(expected) is type else expected}, got {value!r}")
-    return replace(base or DistillConfig(), **settings)
+    return replace(base, **settings)
 
 
 def _plain(value: object) -> object:
@@ -268,13 +271,13 @@ def read_yaml(path: Path) -> dict[str, object]:
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
-def to_yaml(config: DistillConfig, **more: object) -> str:
+def to_yaml(config: _Config, **more: object) -> str:
     """Write a config, and what else belongs beside it, as YAML."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     return yaml.safe_dump({**more, **plain}, sort_keys=False)
 
 
-def differences(stored: DistillConfig, given: DistillConfig) -> list[str]:
+def differences(stored: _Config, given: _Config) -> list[str]:
     """List "name stored → given" for every setting in which two configs differ."""
-    pairs = [(field.name, getattr(stored, field.name), getattr(given, field.name)) for field in fields(DistillConfig)]
+    pairs = [(field.name, getattr(stored, field.name), getattr(given, field.name)) for field in fields(stored)]
     return [f"{name} {old!r} → {new!r}" for name, old, new in pairs if old != new]

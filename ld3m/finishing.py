@@ -5,16 +5,28 @@ import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import torch
 
+from ld3m.data import Dataset
 from ld3m.evaluation import evaluate
 from ld3m.preparation import Job
 from ld3m.report import draw_curves, read_mapping, write_report
 from ld3m.result import Result
+from ld3m.runs import RunFolder
 from ld3m.storage import write_json
 
 logger = logging.getLogger(__name__)
+
+
+class _Job(Protocol):
+    """What is asked of a job: a config with `seed` and `evaluate`, the data, the run's folder."""
+
+    config: object
+    dataset: Dataset
+    folder: RunFolder
+    device: torch.device
 
 
 def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: float | None, progress: bool) -> Result:
@@ -25,8 +37,19 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
         seconds_per_iteration: None when nothing was left to iterate: what result.json says then stays.
     """
     folder = job.folder.path
+    facts = read_mapping(folder / "result.json") if seconds_per_iteration is None else {}
+    facts = facts or measured(
+        job, seconds, seconds_per_iteration=rounded(seconds_per_iteration), iterations=job.config.iterations
+    )
     result.save(folder)
     draw_curves(folder)
+    conclude(job, facts, progress)
+    return result
+
+
+def conclude(job: _Job, facts: dict[str, object], progress: bool) -> None:
+    """Evaluate what is in the run's folder, and write result.json with these facts, and report.html."""
+    folder = job.folder.path
     if job.config.evaluate != "none" and not (folder / "evaluation.json").is_file():
         evaluate(  # writes its report into the folder
             folder,
@@ -37,15 +60,13 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
             progress=progress,
         )
     evaluation = read_mapping(folder / "evaluation.json")
-    facts = read_mapping(folder / "result.json") if seconds_per_iteration is None else {}
-    facts = facts or _measured(job, seconds, seconds_per_iteration)
     protocol = evaluation["protocol"]["name"] if evaluation else job.config.evaluate
     write_json(folder / "result.json", facts | {"protocol": protocol, "accuracy": evaluation.get("unseen")})
     write_report(folder)
-    return result
 
 
-def _measured(job: Job, seconds: float, seconds_per_iteration: float | None) -> dict[str, object]:
+def measured(job: _Job, seconds: float, **more: object) -> dict[str, object]:
+    """Return what result.json says of this process, and `more`."""
     is_cuda = job.device.type == "cuda"
     cpu = f"cpu ({platform.processor() or platform.machine()})"
     # Linux counts the peak resident size in KiB, macOS in bytes.
@@ -56,11 +77,14 @@ def _measured(job: Job, seconds: float, seconds_per_iteration: float | None) -> 
         "device": torch.cuda.get_device_name(job.device) if is_cuda else cpu,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 2),
-        "seconds_per_iteration": None if seconds_per_iteration is None else round(seconds_per_iteration, 4),
-        "iterations": job.config.iterations,
+        **more,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(job.device) if is_cuda else resident,
         "peak_memory_of": "CUDA allocator" if is_cuda else "resident size of the process",
     }
+
+
+def rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
 
 
 def versions() -> dict[str, str]:

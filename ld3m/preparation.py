@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
 
+_Config = TypeVar("_Config")  # a frozen dataclass of settings
 logger = logging.getLogger(__name__)
 
 
@@ -56,9 +58,9 @@ def prepare(
     if out is None and (resume or overwrite):
         raise ConfigError("resume and overwrite need out=, the folder of the run")
     folder = None if out is None else RunFolder(Path(out), resume=resume, overwrite=overwrite)
-    settings, prior = _split_prior(dict(settings))
-    data_name = str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
-    config = _config(folder, data_name, settings)
+    settings, prior = split_prior(dict(settings))
+    data_name = name_of(data)
+    config = stored_or_given(folder, data_name, settings, DistillConfig)
     device = usable(config.device)
     # A generator's filters would be rounded as well: it stays in float32.
     half = device.type == "cuda" and config.space != "glad"
@@ -85,7 +87,11 @@ def prepare(
     return Job(config, data_name, dataset, space, plan, folder, device)
 
 
-def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | StyleGAN | None]:
+def name_of(data: object) -> str:
+    return str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
+
+
+def split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | StyleGAN | None]:
     """Take a loaded prior out of the settings; its name stands for it in what is stored, and it keeps its dtype."""
     prior = settings.get("prior")
     if not isinstance(prior, Prior | StyleGAN):
@@ -109,10 +115,13 @@ def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: t
     return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
 
 
-def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, object]) -> DistillConfig:
+def stored_or_given(
+    folder: RunFolder | None, data_name: str, settings: Mapping[str, object], kind: type[_Config]
+) -> _Config:
+    """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
     if folder is None or not folder.is_resumed:
-        return configuration.build(settings)
-    stored_data, stored = folder.stored()
+        return configuration.build(settings, kind())
+    stored_data, stored = folder.stored(kind)
     given = configuration.build({k: v for k, v in settings.items() if v is not None}, base=stored)
     changed = configuration.differences(stored, given)
     if data_name != stored_data:
@@ -128,22 +137,15 @@ def _config(folder: RunFolder | None, data_name: str, settings: Mapping[str, obj
 def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
     """Refuse what can be refused before any data is read."""
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
-    _check_protocol(config)
+    check_protocol(config.evaluate, config.resolution)
     if config.space == "glad":
         check_generator(config, prior)
         return
     chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
-    if config.space != "pixel" and config.latent_size is None and config.resolution % prior.downsample:
-        raise ConfigError(
-            f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
-            f"{config.resolution}"
-        )
-    latent_size = config.latent_size or config.resolution // prior.downsample
-    if config.space == "ld3m" and latent_size % prior.latent_multiple:
-        raise ConfigError(
-            f"{prior.name} takes latents whose side is a multiple of {prior.latent_multiple}, got {latent_size}; "
-            f"choose a resolution divisible by {prior.latent_multiple * prior.downsample}, or latent_size"
-        )
+    if config.space != "pixel" and config.latent_size is None:
+        check_resolution(config.resolution, prior)
+    if config.space == "ld3m":
+        check_latent_size(config.latent_size or config.resolution // prior.downsample, prior)
     if "latents" not in config.learn and (config.space != "ld3m" or prior.conditioning_shape is None):
         reason = f"{prior.name} is unconditional" if config.space == "ld3m" else f"space {config.space!r} has no chain"
         raise ConfigError(f"{reason}, so learn needs 'latents'; got {list(config.learn)}")
@@ -151,16 +153,33 @@ def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
         match_classes(prior, config.class_ids, [None] * len(config.class_ids), config.class_ids)
 
 
-def _check_protocol(config: DistillConfig) -> None:
-    known = [name for name, protocol in PROTOCOLS.items() if protocol.labels == "hard"]  # a run has no teacher
-    configuration.one_of(config.evaluate, "evaluate", (*known, "none"))
-    for name in PROTOCOLS[config.evaluate].networks if config.evaluate != "none" else ():
+def check_resolution(resolution: int, prior: Prior) -> None:
+    if resolution % prior.downsample:
+        raise ConfigError(
+            f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
+            f"{resolution}"
+        )
+
+
+def check_latent_size(latent_size: int, prior: Prior) -> None:
+    if latent_size % prior.latent_multiple:
+        raise ConfigError(
+            f"{prior.name} takes latents whose side is a multiple of {prior.latent_multiple}, got {latent_size}; "
+            f"choose a resolution divisible by {prior.latent_multiple * prior.downsample}, or latent_size"
+        )
+
+
+def check_protocol(name: str, resolution: int) -> None:
+    """Raise unless the protocol, or "none", can end a run and its networks take images of that size."""
+    known = [known for known, protocol in PROTOCOLS.items() if protocol.labels == "hard"]  # a run has no teacher
+    configuration.one_of(name, "evaluate", (*known, "none"))
+    for network in PROTOCOLS[name].networks if name != "none" else ():
         try:
-            networks.blueprint(name, num_classes=10, resolution=config.resolution)
+            networks.blueprint(network, num_classes=10, resolution=resolution)
         except ConfigError as error:
             raise ConfigError(
-                f"evaluate {config.evaluate!r} cannot be done at {config.resolution} px: {error}; choose another "
-                "resolution, or evaluate none"
+                f"evaluate {name!r} cannot be done at {resolution} px: {error}; choose another resolution, or evaluate "
+                "none"
             ) from error
 
 

@@ -73,11 +73,12 @@ def write_report(folder: Path) -> Path:
     source = Path(str(config.get("data", "data"))).name
     title = _text(f"{len(result.labels)} images distilled from {source}" if result else f"Distillation of {source}")
     facts.pop("accuracy", None)  # the table has it
+    is_sampled = "selector" in config  # no iterations, so no curves
     sections = {
         "Images": _images(folder, result),
         "Accuracy": _accuracy(evaluation),
         **({"Accuracy with soft labels": _accuracy(soft)} if soft else {}),
-        "Curves": _curves(folder),
+        **({} if is_sampled else {"Curves": _curves(folder)}),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),
         "Versions and timings": _facts(facts) or _missing("There is no result.json: it is written when the run ends."),
         "Loading the images": _loading(folder, result),
@@ -139,6 +140,7 @@ def _picture(png: bytes, description: str) -> str:
 def _summary(config: Mapping[str, object], result: Result | None, evaluation: Mapping[str, object]) -> str:
     parts = [f"{result.ipc} per class at {result.images.shape[-1]} pixels"] if result else []
     words = {"algorithm": "{} matching", "space": "{} space", "prior": "prior {}", "iterations": "{} iterations"}
+    words["selector"] = "sampled, {} selection"
     parts += [pattern.format(config[key]) for key, pattern in words.items() if config.get(key) is not None]
     if unseen := evaluation.get("unseen"):
         scores = (f"{mean:.1f}\u00a0±\u00a0{std:.1f}\u00a0% ({name})" for name, (mean, std) in unseen.items())

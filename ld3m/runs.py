@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -10,13 +11,16 @@ from ld3m.config import DistillConfig, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.storage import clear_write_errors, is_temporary, load_tensors, save_tensors, write_json, write_text
 
+_Config = TypeVar("_Config")  # a frozen dataclass of settings
 logger = logging.getLogger(__name__)
 
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 _OWN = (
     _CONFIG, _METRICS, _CHECKPOINT, "checkpoint.json", "distilled.safetensors", "grid.png", "curves.png",
-    "evaluation.json", "evaluation-progress.json", "result.json", "report.html",
+    "distilled.safetensors.partial", "evaluation.json", "evaluation-progress.json", "result.json", "report.html",
 )  # fmt: skip
+# Setting that hands these files in from another run, perhaps from this very folder -> files
+_REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/*.safetensors"}
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 
 
@@ -48,19 +52,22 @@ class RunFolder:
         if is_taken and not resume and not overwrite:
             raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
 
-    def stored(self) -> tuple[str, DistillConfig]:
+    def stored(self, kind: type[_Config] = DistillConfig) -> tuple[str, _Config]:
         """Return (data, config) of the run that is resumed."""
         content = read_yaml(self.path / _CONFIG)
-        return str(content.pop("data", "builtin")), build(content)
+        return str(content.pop("data", "builtin")), build(content, kind())
 
-    def start(self, data: str, config: DistillConfig) -> None:
+    def start(self, data: str, config: _Config) -> None:
         """Make the folder a run with these settings; what is left of another run is removed."""
         if self.is_resumed:
             return
         with clear_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            trained = () if config.experts else self.path.glob("experts/expert-*.safetensors")  # not those handed in
-            for path in (*(self.path / name for name in _OWN), *self.path.glob("images/*/*.png"), *trained):
+            made = ["images/*/*.png"]
+            for kept, pattern in _REUSED.items():
+                made += [] if getattr(config, kept, None) else [pattern]
+            found = (path for pattern in made for path in self.path.glob(pattern))
+            for path in (*(self.path / name for name in _OWN), *found):
                 path.unlink(missing_ok=True)
         write_text(self.path / _CONFIG, to_yaml(config, data=data))
 

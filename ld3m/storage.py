@@ -88,9 +88,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes."""
     from safetensors.torch import save_file
 
-    about = dict(metadata or {})
-    if len(about) > 1:  # safetensors writes several keys in random order
-        about = {_FOLDED: json.dumps(about, sort_keys=True)}
+    about = folded(metadata or {})
     with replacing(path) as temporary:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, about)
@@ -99,6 +97,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
                 raise
             number = next((n for n in _REMEDIES if f"os error {n}" in str(error)), errno.EIO)
             raise OSError(number, os.strerror(number)) from error
+
+
+def folded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Put several keys into one: safetensors writes several in random order."""
+    return dict(metadata) if len(metadata) < 2 else {_FOLDED: json.dumps(dict(metadata), sort_keys=True)}
 
 
 def metadata_of(file: "safe_open") -> dict[str, str]:

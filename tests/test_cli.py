@@ -17,9 +17,11 @@ from ld3m.evaluation import TeacherTraining
 from ld3m.evaluation.protocols import PROTOCOLS
 from ld3m.objectives import ClassMatching
 from ld3m.priors.training import PriorTraining
+from ld3m.sampling import SampleConfig
 
 COMMANDS = {
     "distill": [cli.DistillCommand, DistillConfig],
+    "sample": [cli.SampleCommand, SampleConfig],
     "evaluate": [cli.EvaluateCommand],
     "experts": [cli.ExpertsCommand],
     "prior train": [cli.PriorTrainCommand, PriorTraining],

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ld3m.clustering import kmeans
 from ld3m.data import ImageSet
 
 _SIDE = 32  # images are compared at no more than this many pixels a side
@@ -38,24 +39,6 @@ def kmeans_images(train: ImageSet, counts: Sequence[int], generator: torch.Gener
             chosen.append(int(members[nearest]))
             distances[nearest] = math.inf  # an image serves one centre
     return torch.tensor(chosen, dtype=torch.int64)
-
-
-def kmeans(points: Tensor, count: int, generator: torch.Generator, *, iterations: int = 100) -> Tensor:
-    """Return `count` centres of points (n, D): Lloyd's iteration, started by k-means++ (Arthur, Vassilvitskii 2007)."""
-    first = int(torch.randint(len(points), (1,), generator=generator))
-    centres = points[first : first + 1]
-    for _ in range(count - 1):
-        squares = torch.cdist(points, centres).amin(1).square().clamp_min(1e-30)  # equal points: uniform
-        centres = torch.cat([centres, points[torch.multinomial(squares, 1, generator=generator)]])
-    nearest = None
-    for _ in range(iterations):
-        previous, nearest = nearest, torch.cdist(points, centres).argmin(1)
-        if previous is not None and torch.equal(previous, nearest):
-            break
-        sizes = torch.bincount(nearest, minlength=count)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)  # a centre without points stays
-    return centres
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def compiled(function: Callable) -> Callable:
-    """Return the function compiled whole, for fixed shapes; where that fails, eager from then on, with one logged reason.
+    """Return the function compiled whole, for fixed shapes; once that fails, eager for good, with one logged reason.
 
     Compiled code is kept on disk, so that the next process has it in seconds instead of minutes.
     """

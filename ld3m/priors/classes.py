@@ -15,6 +15,8 @@ def match_classes(
     class_names: Sequence[str],
     wnids: Sequence[str | None],
     class_ids: Sequence[int] | None = None,
+    *,
+    is_required: bool = False,
 ) -> list[int]:
     """Return the prior's class id for every class of a data set.
 
@@ -25,6 +27,7 @@ def match_classes(
     Args:
         class_names, wnids: of the data set, in label order.
         class_ids: the user's own choice, one a class; wins over matching.
+        is_required: refuse a class without a match instead of starting it from the null class.
     """
     if prior.num_classes is None:
         raise InputError(f"{prior.name} has no classes to match; leave class_ids out")
@@ -40,7 +43,13 @@ def match_classes(
     if prior.num_classes == 1000 and set(class_names) == set(map(str, range(1000))):
         return [int(name) for name in class_names]
     found = [_match(prior, name, wnid) for name, wnid in zip(class_names, wnids, strict=True)]
-    if unmatched := [name for name, k in zip(class_names, found, strict=True) if k is None]:
+    unmatched = [name for name, k in zip(class_names, found, strict=True) if k is None]
+    if unmatched and is_required:
+        raise InputError(
+            f"no class of {prior.name} matches {unmatched}; name the prior's class for each class of the data, in "
+            "label order, by class_ids"
+        )
+    if unmatched:
         logger.warning(
             "no class of %s matches %s: starting from the null class; choose with class_ids=", prior.name, unmatched
         )

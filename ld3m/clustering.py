@@ -1,0 +1,22 @@
+"""Clusters of points."""
+
+import torch
+from torch import Tensor
+
+
+def kmeans(points: Tensor, count: int, generator: torch.Generator, *, iterations: int = 100) -> Tensor:
+    """Return `count` centres of points (n, D): Lloyd's iteration, started by k-means++ (Arthur, Vassilvitskii 2007)."""
+    first = int(torch.randint(len(points), (1,), generator=generator))
+    centres = points[first : first + 1]
+    for _ in range(count - 1):
+        squares = torch.cdist(points, centres).amin(1).square().clamp_min(1e-30)  # equal points: uniform
+        centres = torch.cat([centres, points[torch.multinomial(squares, 1, generator=generator)]])
+    nearest = None
+    for _ in range(iterations):
+        previous, nearest = nearest, torch.cdist(points, centres).argmin(1)
+        if previous is not None and torch.equal(previous, nearest):
+            break
+        sizes = torch.bincount(nearest, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)  # a centre without points stays
+    return centres

@@ -1,0 +1,26 @@
+"""Prototypes of a class, noised and sampled back, after D4M (Su et al. 2024, arXiv 2407.15138)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ld3m import seeds
+from ld3m.chain import NoisyLatents
+from ld3m.clustering import kmeans
+from ld3m.priors.base import Prior
+from ld3m.sampling.config import SampleConfig
+from ld3m.sampling.statistics import ClassStatistics
+
+
+def prototype_statistics(
+    prior: Prior, batches: Iterable[Tensor], conditioning: Tensor, config: SampleConfig, seed: int
+) -> ClassStatistics:
+    """Find k-means centres x of the latents themselves, and noise them: Gaussians of mean √ᾱ x and deviation √(1−ᾱ)."""
+    latents = torch.cat([part.cpu() for part in batches])  # (n, c, h, w) of one class
+    points = latents.flatten(1).double()
+    centres = kmeans(points, config.ipc, seeds.generator(seed, "kmeans")).unflatten(1, latents.shape[1:])
+    timestep = NoisyLatents(latents, config.stop, config.steps).timestep
+    alpha = prior.alphas_cumprod[timestep]
+    mean = (alpha.sqrt() * centres).float()
+    return ClassStatistics(mean, torch.full_like(mean, (1 - alpha).sqrt().item()), config.stop, config.steps)

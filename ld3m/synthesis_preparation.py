@@ -1,0 +1,99 @@
+"""From settings to everything that sampling a class needs, checked before the first second of work."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ld3m import data as data_room
+from ld3m import seeds
+from ld3m.data import Dataset
+from ld3m.devices import usable
+from ld3m.errors import ConfigError, DataError
+from ld3m.preparation import (
+    check_latent_size,
+    check_protocol,
+    check_resolution,
+    name_of,
+    split_prior,
+    stored_or_given,
+)
+from ld3m.priors import Prior, load_prior
+from ld3m.priors.classes import match_classes
+from ld3m.result import folder_names
+from ld3m.runs import RunFolder
+from ld3m.sampling import SampleConfig, resolve
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """A sampling ready to run. `config` is resolved: it says everything that decides the outcome."""
+
+    config: SampleConfig
+    data_name: str
+    dataset: Dataset
+    prior: Prior
+    class_ids: list[int]
+    folder: RunFolder
+    device: torch.device
+
+    @cached_property
+    def folder_names(self) -> list[str]:
+        return folder_names(self.dataset.class_names)
+
+    def real_images(self, label: int) -> Tensor:
+        """Return the positions of the real images of a class that are used."""
+        members = self.dataset.train.of_class(label)
+        draw = seeds.generator(self.config.seed, "real images", label)
+        chosen = torch.randperm(len(members), generator=draw)[: self.config.real_images]
+        return members[chosen.sort().values]
+
+
+def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolder) -> SampleJob:
+    """Check settings, folder, prior and data, in this order, and build what the classes need."""
+    settings, prior = split_prior(settings)
+    data_name = name_of(data)
+    config = stored_or_given(folder, data_name, settings, SampleConfig)
+    device = usable(config.device)
+    prior = load_prior(
+        prior or config.prior,
+        device=device,
+        dtype=getattr(torch, config.dtype or "float32"),
+        **({"config": config.prior_config} if config.prior_config else {}),
+    )
+    if prior.num_classes is None:
+        raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
+    config = resolve(config, prior.native_resolution)
+    check_protocol(config.evaluate, config.resolution)
+    check_resolution(config.resolution, prior)
+    check_latent_size(config.resolution // prior.downsample, prior)
+    dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+    config = _check_images(config, dataset)
+    if config.evaluate != "none" and dataset.test is None:
+        raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
+    class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
+    folder.start(data_name, config)
+    return SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
+
+
+def _check_images(config: SampleConfig, dataset: Dataset) -> SampleConfig:
+    """Refuse classes with too few images; say how many of the largest are used."""
+    counts = torch.bincount(dataset.train.labels, minlength=dataset.train.num_classes)
+    name, fewest, most = dataset.class_names[int(counts.argmin())], int(counts.min()), int(counts.max())
+    if config.evaluate != "none" or config.selector == "kmeans":  # as many real images are compared with, or clustered
+        dataset.train.require_per_class(config.ipc, "--ipc")
+    used = min(most, config.real_images or most)
+    needed = config.ipc if config.selector == "kmeans" else 2
+    if min(fewest, used) < needed:
+        reason = f"class {name!r} has {fewest}" if fewest < needed else f"real_images leaves {used}"
+        raise DataError(
+            f"selector {config.selector!r} at ipc {config.ipc} needs at least {needed} real images of every class; "
+            f"{reason}: add images, or leave the class out"
+        )
+    if used < most:
+        logger.info("at most %d of up to %d real images of a class are used: real_images says how many", used, most)
+    return replace(config, real_images=used)
