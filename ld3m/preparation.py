@@ -76,7 +76,7 @@ def prepare(
     if config.space != "pixel":
         plan = _plan(config, prior, dataset)
         logger.info("%s", plan)
-        config = replace(config, retain=plan.retain if config.retain is None else config.retain)
+        config = replace(config, retain=plan.retain)
     space = _space(config, prior, dataset, plan, device)
     if folder is not None:
         folder.start(data_name, config)
@@ -145,13 +145,19 @@ def _check_protocol(config: DistillConfig) -> None:
 def _plan(config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
     return plan_memory(
         prior,
-        resolution=config.latent_size * prior.downsample if config.latent_size else config.resolution,
+        resolution=config.resolution,
         steps=config.steps if config.space == "ld3m" else 0,
         ipc=config.ipc,
         num_classes=dataset.train.num_classes,
         algorithm=config.algorithm,
         budget=config.memory_budget,
         guidance_scale=config.guidance_scale,
+        network=config.network,
+        width=config.width,
+        real_batch=min(config.real_batch, int(torch.bincount(dataset.train.labels).max())),
+        student_steps=config.student_steps,
+        latent_size=config.latent_size,
+        retain=config.retain,
     )
 
 
@@ -167,7 +173,7 @@ def _space(config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | N
             injection=config.injection,
             schedule=config.schedule,
             noise=config.noise,
-            retain=config.retain,
+            retain=plan.retain,
             micro_batch=plan.micro_batch,
             seed=config.seed,
         )
@@ -178,6 +184,7 @@ def _space(config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | N
         learn=config.learn if chain else ("latents",),
         resolution=config.resolution,
         chain=chain,
+        decoder_batch=plan.decoder_batch,
     )
 
 
@@ -233,8 +240,11 @@ def objective_of(job: Job, progress: bool) -> Objective:
     """Build the matching objective; for trajectories without `experts`, train them first."""
     config, dataset = job.config, job.dataset
     if config.algorithm != "mtt":
-        in_flight = job.plan.classes_in_flight if job.plan else dataset.train.num_classes
-        return ClassMatching(job.space, dataset, config, classes_in_flight=in_flight, device=job.device)
+        in_flight, chunk = dataset.train.num_classes, None
+        if job.plan is not None:
+            in_flight, chunk = job.plan.classes_in_flight, job.plan.real_chunk
+        options = {"classes_in_flight": in_flight, "real_chunk": chunk, "device": job.device}
+        return ClassMatching(job.space, dataset, config, **options)
     experts = _open_experts(config.experts or _train_experts(job, progress), config, dataset)
     return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device)
 

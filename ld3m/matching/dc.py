@@ -7,12 +7,18 @@ from torch import Tensor, nn
 
 from ld3m.errors import InputError
 from ld3m.matching.gradient import Weights, directional, gradient, replayed, rng_state, weights_of, with_gradients
-from ld3m.matching.shapes import check_classes
+from ld3m.matching.shapes import check_chunk, check_classes
 from ld3m.ops.gradient_distance import distance_and_direction, row_cosines
 
 
 def dc_loss(
-    network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor, *, metric: str = "layerwise-cosine"
+    network: nn.Module,
+    real: Tensor,
+    synthetic: Tensor,
+    labels: Tensor,
+    *,
+    metric: str = "layerwise-cosine",
+    real_chunk: int | None = None,
 ) -> Tensor:
     """Return the distance between real and synthetic gradients of the mean cross-entropy, one per class, not summed.
 
@@ -26,11 +32,14 @@ def dc_loss(
         labels: (C,) int64, the class of each row, in any order.
         metric: "layerwise-cosine", the sum of 1 - cosine over the output rows of all convolution and linear weights;
             "mse", the squared distance, or "cosine", one 1 - cosine, both over all parameters.
+        real_chunk: real images of a class whose activations are held at once; all when None. Not for a network that
+            sees a batch as a whole (batch norm in train mode, active dropout).
 
     Returns:
         (C,) losses.
     """
     check_classes("dc_loss", network, real, synthetic)
+    check_chunk("dc_loss", network, real_chunk)
     if metric not in METRICS:
         raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if labels.shape != real.shape[:1] or labels.dtype != torch.int64:
@@ -42,12 +51,27 @@ def dc_loss(
     losses, gradients = [], []
     for real_images, images, label in zip(real, synthetic.detach(), labels.to(real.device), strict=True):
         names = matched(weights, metric)
-        target = gradient(network, weights, real_images.detach(), label.expand(len(real_images)), names)
+        target = real_gradient(network, weights, real_images.detach(), label, names, real_chunk)
         loss, d_images = match(network, weights, target, images, label, metric=metric, differentiate=differentiate)
         losses.append(loss)
         gradients.append(d_images)
     loss = torch.stack(losses)  # C x () -> (C,)
     return with_gradients(loss, [synthetic], [torch.stack(gradients)]) if differentiate else loss
+
+
+def real_gradient(
+    network: nn.Module, weights: Weights, images: Tensor, label: Tensor, names: list[str], chunk: int | None = None
+) -> Weights:
+    """Return the gradient of one class's real images: the mean of its chunks' gradients, weighted by their sizes."""
+    total: Weights = {}
+    for part in images.split(chunk or len(images)):
+        found = gradient(network, weights, part, label.expand(len(part)), names)
+        if len(part) == len(images):
+            return found
+        share = len(part) / len(images)
+        for name, slope in found.items():
+            total[name] = total[name].add_(slope, alpha=share) if name in total else slope * share
+    return total
 
 
 def match(

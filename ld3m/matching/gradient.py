@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad_and_value, jvp
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -104,9 +105,18 @@ RngState = tuple[Tensor, list[int], list[Tensor]]
 
 def rng_state(network: nn.Module, images: Tensor) -> RngState | None:
     """Return the state of torch's global generators if the network has active dropout, else None."""
-    if not any(isinstance(module, _DropoutNd) and module.training and module.p > 0 for module in network.modules()):
+    if not any(map(_is_active_dropout, network.modules())):
         return None
     return torch.get_rng_state(), *get_device_states(images)
+
+
+def sees_whole_batches(network: nn.Module) -> bool:
+    """Whether an image's result depends on the others of its batch: batch norm in train mode, or active dropout."""
+    return any(_is_active_dropout(m) or (isinstance(m, _BatchNorm) and m.training) for m in network.modules())
+
+
+def _is_active_dropout(module: nn.Module) -> bool:
+    return isinstance(module, _DropoutNd) and module.training and module.p > 0
 
 
 @contextlib.contextmanager

@@ -1,0 +1,158 @@
+"""What the parts of an iteration cost, an image each: bytes and operations, counted with `footprint`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ld3m import networks
+from ld3m.footprint import Pass, footprint, peak_bytes, size_of
+from ld3m.matching import dc, dm
+from ld3m.matching.gradient import directional, sees_whole_batches, weights_of
+from ld3m.priors.base import Prior
+from ld3m.spaces import ChainSettings, LatentSpace
+
+_STUDENT_BATCH = 256  # at most; see `objectives.TrajectoryMatching`
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes that grow with the number of images."""
+
+    fixed: float = 0
+    each: float = 0
+
+    def __call__(self, images: int) -> int:
+        return int(self.fixed + self.each * images)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes; of one image where nothing else is said.
+
+    Args:
+        resident: weights of prior and network, parameters of all images with gradient, momentum and the last good copy.
+        latent, picture: a latent and its conditioning; an image (3, H, W).
+        chain: an evaluation of the denoiser with its guidance row; None without a chain.
+        chain_free: the same without gradient.
+        quantising: done for all images in flight at the chain's start.
+        decoding: latents to image.
+        decoding_free: the same without gradient.
+        real, synthetic: the network's two sides, by the images that are in it at once.
+        cuts_real_batch: whether the real images may go through the network in chunks.
+    """
+
+    resident: int
+    latent: int
+    picture: int
+    chain: Pass
+    chain_free: int
+    quantising: int
+    decoding: Pass
+    decoding_free: int
+    real: Line
+    synthetic: Line
+    cuts_real_batch: bool
+
+    def saved_only(self) -> "Costs":
+        """Return the part of the costs that autograd keeps of chain and decoder."""
+        chain, decoding = (replace(p, forward=p.held, peak=p.held) for p in (self.chain, self.decoding))
+        return Costs(0, self.latent, 0, chain, 0, 0, decoding, 0, Line(), Line(), self.cuts_real_batch)
+
+
+def count_costs(
+    prior: Prior,
+    *,
+    resolution: int,
+    latent_size: int,
+    has_chain: bool,
+    guidance_scale: float,
+    algorithm: str,
+    network: str,
+    width: int | None,
+    num_classes: int,
+    ipc: int,
+    student_steps: int,
+) -> Costs:
+    """Count on the prior's device. Arguments as of `plan_memory`."""
+    device, shape = prior.device, (1, prior.latent_channels, latent_size, latent_size)
+    conditioning = prior.null_conditioning(1).float() if has_chain and prior.conditioning_shape else None
+    latents = torch.zeros(shape, device=device)
+    settings = ChainSettings(1, guidance_scale, "x0", "linear", "fresh", retain=1.0, micro_batch=None, seed=0)
+
+    def rendering(chain: ChainSettings | None) -> LatentSpace:
+        learnt = ("latents", "conditioning") if chain else ("latents",)
+        tokens = conditioning if chain else None
+        return LatentSpace(prior, latents, tokens, learn=learnt, resolution=resolution, chain=chain)
+
+    row = torch.zeros(1, dtype=torch.int64, device=device)
+    decoder, space = rendering(None), rendering(settings)
+    chain, chain_free, quantising = Pass(0, 0, 0, 0), 0, 0
+    if has_chain:
+        chain = footprint(lambda: space.denoise(row, (0,)), device)
+        chain_free = _free(lambda: space.denoise(row, (0,)), device)
+        quantising = _free(lambda: prior.quantize(latents), device)
+    matched = _network(network, device, num_classes=num_classes, resolution=resolution, width=width)
+    latent = latents.nbytes + (0 if conditioning is None else conditioning.nbytes)
+    real, synthetic = _sides(algorithm, matched, resolution, num_classes * ipc, student_steps)
+    return Costs(
+        resident=size_of(*prior.modules(), matched) + 5 * num_classes * ipc * latent,
+        latent=latent,
+        picture=4 * 3 * resolution**2,
+        chain=chain,
+        chain_free=chain_free,
+        quantising=quantising,
+        decoding=footprint(lambda: decoder.render(row, (0,)), device),
+        decoding_free=_free(lambda: decoder.render(row, (0,)), device),
+        real=real,
+        synthetic=synthetic,
+        cuts_real_batch=algorithm != "mtt" and not sees_whole_batches(matched),
+    )
+
+
+def _network(name: str, device: torch.device, **options: int | None) -> nn.Module:
+    if device.type == "meta":
+        return networks.blueprint(name, **options)
+    return networks.build(name, **options, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _sides(
+    algorithm: str, network: nn.Module, resolution: int, num_images: int, student_steps: int
+) -> tuple[Line, Line]:
+    """Count what real and synthetic images take in the network, beyond the images themselves."""
+    weights, size = weights_of(network), size_of(network)
+    device = next(network.parameters()).device
+    label = torch.zeros((), dtype=torch.int64, device=device)
+
+    def images(count: int) -> Tensor:
+        return torch.zeros(count, 3, resolution, resolution, device=device)
+
+    if algorithm == "dm":
+        real = _line(lambda x: torch.no_grad()(dm.mean_embeddings)(network, x[None]), images, device)
+        synthetic = _line(lambda x: dm.mean_embeddings(network, x.requires_grad_()[None]).sum().backward(), images, device)
+        return real, synthetic
+    if algorithm == "dc":
+        target = {name: weights[name] for name in dc.matched(weights, "layerwise-cosine")}
+        real = _line(lambda x: dc.real_gradient(network, weights, x, label, list(target)), images, device)
+        synthetic = _line(lambda x: dc.match(network, weights, target, x, label), images, device)
+        return real, replace(synthetic, fixed=synthetic.fixed + size)  # the real side's gradient waits meanwhile
+    # The student's weights of every step and the expert's at two; of every batch the images, augmented, with a graph.
+    batch = min(_STUDENT_BATCH, num_images)
+    step = _line(
+        lambda x: directional(network, weights, weights, x, label.expand(len(x)), in_weights=True), images, device
+    )
+    waiting = (student_steps + 5) * size + student_steps * batch * 4 * images(1).nbytes
+    return Line(), Line(waiting + step(batch))
+
+
+def _line(call: Callable[[Tensor], object], images: Callable[[int], Tensor], device: torch.device) -> Line:
+    """Count a call on two and on four images, and draw a line through both."""
+    two, four = (peak_bytes(lambda: call(given), device) for given in (images(2), images(4)))
+    each = (four - two) / 2
+    return Line(two - 2 * each, each)
+
+
+@torch.no_grad()
+def _free(call: Callable[[], Tensor], device: torch.device) -> int:
+    return peak_bytes(call, device)
