@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ld3m import networks
+from ld3m import networks, seeds
+from ld3m.chain import reverse_chain
 from ld3m.footprint import Pass, footprint, peak_bytes, size_of
 from ld3m.matching import dc, dm
 from ld3m.matching.gradient import directional, sees_whole_batches, weights_of
 from ld3m.priors.base import Prior
-from ld3m.spaces import ChainSettings, LatentSpace
+from ld3m.spaces import LatentSpace
 
 _STUDENT_BATCH = 256  # at most; see `objectives.TrajectoryMatching`
 
@@ -33,7 +35,8 @@ class Costs:
 
     Args:
         resident: weights of prior and network, parameters of all images with gradient, momentum and the last good copy.
-        latent, picture: a latent and its conditioning; an image (3, H, W).
+        latent: a latent with its conditioning.
+        picture: an image (3, H, W).
         chain: an evaluation of the denoiser with its guidance row; None without a chain.
         chain_free: the same without gradient.
         quantising: done for all images in flight at the chain's start.
@@ -77,25 +80,26 @@ def count_costs(
 ) -> Costs:
     """Count on the prior's device. Arguments as of `plan_memory`."""
     device, shape = prior.device, (1, prior.latent_channels, latent_size, latent_size)
-    conditioning = prior.null_conditioning(1).float() if has_chain and prior.conditioning_shape else None
-    latents = torch.zeros(shape, device=device)
-    settings = ChainSettings(1, guidance_scale, "x0", "linear", "fresh", retain=1.0, micro_batch=None, seed=0)
+    latents, conditioning = torch.zeros(shape, device=device, requires_grad=True), None
+    if has_chain and prior.conditioning_shape is not None:
+        conditioning = prior.null_conditioning(1).float().requires_grad_()
+    space = LatentSpace(prior, latents, None, learn=("latents",), resolution=resolution, chain=None)
 
-    def rendering(chain: ChainSettings | None) -> LatentSpace:
-        learnt = ("latents", "conditioning") if chain else ("latents",)
-        tokens = conditioning if chain else None
-        return LatentSpace(prior, latents, tokens, learn=learnt, resolution=resolution, chain=chain)
+    def run() -> Tensor:
+        noise, options = torch.zeros_like(latents), {"steps": 1, "retain": 1.0, "guidance_scale": guidance_scale}
+        return reverse_chain(prior, latents, conditioning, noise=noise, **options)
 
-    row = torch.zeros(1, dtype=torch.int64, device=device)
-    decoder, space = rendering(None), rendering(settings)
+    def decode() -> Tensor:
+        return space.render(torch.zeros(1, dtype=torch.int64, device=device), ())
+
     chain, chain_free, quantising = Pass(0, 0, 0, 0), 0, 0
     if has_chain:
-        chain = footprint(lambda: space.denoise(row, (0,)), device)
-        chain_free = _free(lambda: space.denoise(row, (0,)), device)
+        chain, chain_free = footprint(run, device), _free(run, device)
         quantising = _free(lambda: prior.quantize(latents), device)
     matched = _network(network, device, num_classes=num_classes, resolution=resolution, width=width)
     latent = latents.nbytes + (0 if conditioning is None else conditioning.nbytes)
-    real, synthetic = _sides(algorithm, matched, resolution, num_classes * ipc, student_steps)
+    with seeds.scoped_global_rng(0, "costs"):  # dropout
+        real, synthetic = _sides(algorithm, matched, resolution, num_classes * ipc, student_steps)
     return Costs(
         resident=size_of(*prior.modules(), matched) + 5 * num_classes * ipc * latent,
         latent=latent,
@@ -103,8 +107,8 @@ def count_costs(
         chain=chain,
         chain_free=chain_free,
         quantising=quantising,
-        decoding=footprint(lambda: decoder.render(row, (0,)), device),
-        decoding_free=_free(lambda: decoder.render(row, (0,)), device),
+        decoding=footprint(decode, device),
+        decoding_free=_free(decode, device),
         real=real,
         synthetic=synthetic,
         cuts_real_batch=algorithm != "mtt" and not sees_whole_batches(matched),
@@ -130,7 +134,9 @@ def _sides(
 
     if algorithm == "dm":
         real = _line(lambda x: torch.no_grad()(dm.mean_embeddings)(network, x[None]), images, device)
-        synthetic = _line(lambda x: dm.mean_embeddings(network, x.requires_grad_()[None]).sum().backward(), images, device)
+        synthetic = _line(
+            lambda x: dm.mean_embeddings(network, x.requires_grad_()[None]).sum().backward(), images, device
+        )
         return real, synthetic
     if algorithm == "dc":
         target = {name: weights[name] for name in dc.matched(weights, "layerwise-cosine")}
@@ -148,9 +154,14 @@ def _sides(
 
 def _line(call: Callable[[Tensor], object], images: Callable[[int], Tensor], device: torch.device) -> Line:
     """Count a call on two and on four images, and draw a line through both."""
-    two, four = (peak_bytes(lambda: call(given), device) for given in (images(2), images(4)))
+    two, four = (peak_bytes(partial(call, images(count)), device) for count in (2, 4))
     each = (four - two) / 2
     return Line(two - 2 * each, each)
+
+
+@torch.no_grad()
+def _embed(network: nn.Module, images: Tensor) -> Tensor:
+    return dm.mean_embeddings(network, images[None])
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
         seconds_per_iteration: None when nothing was left to iterate: what result.json says then stays.
     """
     folder = job.folder.path
+    facts = read_mapping(folder / "result.json") if seconds_per_iteration is None else {}
+    facts = facts or _measured(job, seconds, seconds_per_iteration)  # before an evaluation adds to the peak
     result.save(folder)
     draw_curves(folder)
     if job.config.evaluate != "none" and not (folder / "evaluation.json").is_file():
@@ -37,8 +39,6 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
             progress=progress,
         )
     evaluation = read_mapping(folder / "evaluation.json")
-    facts = read_mapping(folder / "result.json") if seconds_per_iteration is None else {}
-    facts = facts or _measured(job, seconds, seconds_per_iteration)
     protocol = evaluation["protocol"]["name"] if evaluation else job.config.evaluate
     write_json(folder / "result.json", facts | {"protocol": protocol, "accuracy": evaluation.get("unseen")})
     write_report(folder)
@@ -60,6 +60,7 @@ def _measured(job: Job, seconds: float, seconds_per_iteration: float | None) -> 
         "iterations": job.config.iterations,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(job.device) if is_cuda else resident,
         "peak_memory_of": "CUDA allocator" if is_cuda else "resident size of the process",
+        "plan": None if job.plan is None else job.plan.facts(),
     }
 
 

@@ -18,7 +18,7 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
@@ -33,7 +33,7 @@ _UNITS = ("", "K", "M", "G", "T")
 # image. So does a call of the network below about as many real ones.
 _IMAGES_IN_FLIGHT = _SMALL_CHUNK = 16
 
-# Forward passes that an evaluation and its backward pass cost, its activations kept or not (measured on cin256's shape).
+# Forward passes that an evaluation and its backward pass cost, its activations kept or not (counted, cin256's shape).
 _KEPT, _RECOMPUTED = 2.01, 3.01
 
 # Copies of a synthetic image that wait while others are made: rendered, normalised, augmented, its gradient.
@@ -83,13 +83,19 @@ class Plan:
     planner: "Planner | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
-        decoder = "decoder kept" if self.decoder_batch is None else f"decoder {self.decoder_batch} at a time, recomputed"
+        decoder = (
+            "decoder kept" if self.decoder_batch is None else f"decoder {self.decoder_batch} at a time, recomputed"
+        )
         real = "real batch whole" if self.real_chunk is None else f"real batch in chunks of {self.real_chunk}"
         return (
             f"peak {size_text(self.peak_bytes)} of {size_text(self.budget_bytes)}, {self.slow_down:.2f} times as slow as "
             f"keeping everything: retain {self.retain:.2f}, micro-batch {self.micro_batch}, classes in flight "
             f"{self.classes_in_flight}, {decoder}, {real}"
         )
+
+    def facts(self) -> dict[str, object]:
+        """Return everything by name, for a file."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "planner"}
 
     def within(self, budget: int) -> "Plan":
         """Return the plan for the same work and another budget; what to retain is free to change."""
@@ -197,9 +203,9 @@ class Planner:
         smallest = self.smallest
         if smallest.peak_bytes > budget:
             raise ConfigError(
-                f"memory_budget of {size_text(budget)} does not hold the smallest plan, which takes "
-                f"{size_text(smallest.peak_bytes)}: {size_text(self.costs.resident)} of weights and states, and one image's "
-                "activations; raise it, or lower ipc or resolution, or take dtype bfloat16"
+                f"memory_budget of {size_text(budget)} does not hold the smallest plan, which needs "
+                f"{size_text(smallest.peak_bytes)}, {size_text(self.costs.resident)} of it for weights and states; "
+                "raise it, or lower ipc or resolution, or take dtype bfloat16"
             )
         for only_large_chunks in (True, False):
             for level in self._levels:
@@ -304,8 +310,11 @@ def _peak(costs: Costs, work: Workload, plan: Plan) -> int:
     else:
         decoded = images * 2 * costs.picture
         phases += [kept + decoded + plan.decoder_batch * max(costs.decoding_free, decoding.peak)]
-    return costs.resident + num_evaluations * costs.latent + images * _COPIES * costs.picture + max(
-        *phases, kept + decoded + _matching(costs, work, plan)
+    return (
+        costs.resident
+        + num_evaluations * costs.latent
+        + images * _COPIES * costs.picture
+        + max(*phases, kept + decoded + _matching(costs, work, plan))
     )
 
 

@@ -1,6 +1,6 @@
 """One iteration of matching: render, compare with real images, back-propagate into the space's parameters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -68,9 +68,10 @@ class ClassMatching:
             rows = rows_of(labels, self.config.ipc)
             rendered = self.space.render(rows.to(self.device), (iteration,))
             synthetic = self.dataset.normalise(rendered).unflatten(0, (len(labels), self.config.ipc))
-            pairs = zip(labels.tolist(), synthetic, strict=True)
-            synthetic = torch.stack([self._augmented(iteration, label, images) for label, images in pairs])
-            real = torch.stack([self._real(iteration, label) for label in labels.tolist()])  # (C, R, 3, H, W)
+            views = [self._augmentation(iteration, label) for label in labels.tolist()]
+            reals = (self._real(iteration, label) for label in labels.tolist())
+            real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
+            synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
             if self.config.algorithm == "dc":
                 options = {"metric": self.config.metric, "real_chunk": self._real_chunk}
                 losses = dc_loss(network, real, synthetic, labels.to(self.device), **options)
@@ -85,15 +86,15 @@ class ClassMatching:
         draw = seeds.generator(self.config.seed, "real", iteration, label)
         index = self._indices[label]
         picks = index[torch.randperm(len(index), generator=draw)[: self.config.real_batch]]
-        images = self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
-        return self._augmented(iteration, label, images)
+        return self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
 
-    def _augmented(self, iteration: int, label: int, images: Tensor) -> Tensor:
-        """Augment images (B, 3, H, W) by the draw of their class, which is the same for both sides (siamese)."""
+    def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
+        """Return what is done to the images (B, 3, H, W) of a class, by one draw for both sides (siamese)."""
         if not self.config.augment:
-            return images
-        draw = seeds.generator(self.config.seed, "augment", iteration, label)
-        return dsa.apply(images, dsa.draw(draw, 1, images.shape[-1], shared=True))
+            return lambda images: images
+        generator = seeds.generator(self.config.seed, "augment", iteration, label)
+        draw = dsa.draw(generator, 1, self.dataset.resolution, shared=True)
+        return lambda images: dsa.apply(images, draw)
 
 
 class TrajectoryMatching:

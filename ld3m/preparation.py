@@ -179,7 +179,7 @@ def _space(config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | N
         )
     return LatentSpace(
         prior,
-        _initial_latents(config, prior, images),
+        _initial_latents(config, prior, images, min(plan.micro_batch, 16)),
         _initial_conditioning(config, prior, dataset) if chain else None,
         learn=config.learn if chain else ("latents",),
         resolution=config.resolution,
@@ -212,7 +212,7 @@ def _initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
     return given.images
 
 
-def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor) -> Tensor:
+def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
     side = config.latent_size or config.resolution // prior.downsample
     shape = (len(images), prior.latent_channels, side, side)
     if config.init == "noise":
@@ -220,7 +220,7 @@ def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor) -> Ten
     size = (side * prior.downsample,) * 2
     if images.shape[-1] != size[0]:
         images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(16)])
+    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(at_once)])
 
 
 def _initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:

@@ -60,7 +60,9 @@ class LatentSpace:
         }
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        latents = self.denoise(rows, noise_seed)
+        latents = self.parameters["latents"][rows]
+        if self.chain is not None:
+            latents = self._run_chain(latents, rows, noise_seed)
         if self.decoder_batch is None:
             return self._show(latents)
         return torch.cat([_Recomputed.apply(self._show, part) for part in latents.split(self.decoder_batch)])
@@ -78,11 +80,8 @@ class LatentSpace:
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         return ((images + 1) / 2).clamp(0, 1)
 
-    def denoise(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        """Return what is decoded: the latents (n, c, h, w) of these rows after the chain, if there is one."""
-        latents, chain = self.parameters["latents"][rows], self.chain
-        if chain is None:
-            return latents
+    def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        chain = self.chain
         purpose = () if chain.noise == "fixed" else noise_seed
         # Drawn for all images, so that an image's noise does not depend on which others are rendered with it.
         draw = seeds.generator(chain.seed, "noise", *purpose)
