@@ -83,14 +83,12 @@ class Plan:
     planner: "Planner | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
-        decoder = (
-            "decoder kept" if self.decoder_batch is None else f"decoder {self.decoder_batch} at a time, recomputed"
-        )
-        real = "real batch whole" if self.real_chunk is None else f"real batch in chunks of {self.real_chunk}"
+        decoder = "kept" if self.decoder_batch is None else f"{self.decoder_batch} at a time, recomputed"
+        real = "whole" if self.real_chunk is None else f"in chunks of {self.real_chunk}"
         return (
-            f"peak {size_text(self.peak_bytes)} of {size_text(self.budget_bytes)}, {self.slow_down:.2f} times as slow as "
-            f"keeping everything: retain {self.retain:.2f}, micro-batch {self.micro_batch}, classes in flight "
-            f"{self.classes_in_flight}, {decoder}, {real}"
+            f"peak {size_text(self.peak_bytes)} of {size_text(self.budget_bytes)}, {self.slow_down:.2f} times as slow "
+            f"as keeping everything: retain {self.retain:.2f}, micro-batch {self.micro_batch}, classes in flight "
+            f"{self.classes_in_flight}, decoder {decoder}, real batch {real}"
         )
 
     def facts(self) -> dict[str, object]:
