@@ -33,8 +33,8 @@ SAVED = [
 PEAK = {
     "cpu": [{"algorithm": a, "augment": augment, "steps": 2, "share": share}
             for a in ("dc", "dm") for augment in (False, True) for share in (1.0, 0.3, 0.0)],
-    "cuda": [{"prior": "random:cin256", "resolution": r, "steps": t, "algorithm": "dc", "memory_budget": budget}
-             for r, t, budget in ((128, 10, "7GB"), (128, 40, "7GB"), (256, 20, "8GB"), (128, 10, None), (256, 20, None))],
+    "cuda": [{"prior": "random:cin256", "resolution": r, "steps": t, "algorithm": "dc", "memory_budget": b}
+             for r, t, b in ((128, 10, "7GB"), (128, 40, "7GB"), (128, 10, None), (256, 20, "8GB"), (256, 20, None))],
 }  # fmt: skip
 
 
@@ -157,7 +157,9 @@ def _cuda_peak(call: Callable[[], object]) -> tuple[int, float]:
 
 def _row(name: str, predicted: int, counted: int, plan: Plan) -> dict[str, object]:
     ratio = predicted / counted
-    print(f"{name:60} predicted {predicted / MB:10.3f} MB  counted {counted / MB:10.3f} MB  ratio {ratio:.3f}", flush=True)
+    print(
+        f"{name:60} predicted {predicted / MB:10.3f} MB  counted {counted / MB:10.3f} MB  ratio {ratio:.3f}", flush=True
+    )
     return {"name": name, "predicted": predicted, "counted": counted, "ratio": ratio, "unit": "B", "plan": str(plan)}
 
 
