@@ -12,6 +12,7 @@ from ld3m.chain import reverse_chain
 from ld3m.footprint import Pass, footprint, peak_bytes, size_of
 from ld3m.matching import dc, dm
 from ld3m.matching.gradient import directional, sees_whole_batches, weights_of
+from ld3m.networks import fused
 from ld3m.priors.base import Prior
 from ld3m.spaces import LatentSpace
 
@@ -161,7 +162,7 @@ def _line(call: Callable[[Tensor], object], images: Callable[[int], Tensor], dev
 
 @torch.no_grad()
 def _embed(network: nn.Module, images: Tensor) -> Tensor:
-    return dm.mean_embeddings(network, images[None])
+    return dm.mean_embeddings(fused(network), images[None])
 
 
 @torch.no_grad()
