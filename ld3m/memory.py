@@ -300,7 +300,7 @@ def _peak(costs: Costs, work: Workload, plan: Plan) -> int:
             images * costs.quantising,
             kept + max(plan.micro_batch * costs.chain_free, block * (chain.forward - chain.held)),
             kept + block * (chain.peak - chain.held),
-            plan.micro_batch * chain.peak if num_kept < num_evaluations else 0,
+            min(plan.micro_batch, num_evaluations - num_kept) * chain.peak,
         ]
     if plan.decoder_batch is None:
         decoded = images * decoding.held
