@@ -30,7 +30,7 @@ from ld3m.priors.base import Prior
 _UNITS = ("", "K", "M", "G", "T")
 
 # Images worth evaluating together: below about ten (twenty rows with guidance) a call of the denoiser costs more an
-# image. So does a call of the network below about as many real ones.
+# image. Smaller chunks of the real batch than that are taken only where nothing else fits.
 _IMAGES_IN_FLIGHT = _SMALL_CHUNK = 16
 
 # Forward passes that an evaluation and its backward pass cost, its activations kept or not (counted, cin256's shape).
@@ -254,7 +254,7 @@ class Planner:
         chunks = list(self._chunks(plan, only_large_chunks))
         fractions = [k / 100 for k in range(101 if self.work.steps else 1)] if self.retain is None else [self.retain]
         retain = fractions.pop()
-        if not fits(retain, chunks[-1]):  # with everything kept nothing is recomputed; below that the peak only grows
+        if not fits(retain, chunks[-1]):  # the peak grows up to there, where nothing is recomputed any more
             fitting = bisect_left(fractions, True, key=lambda fraction: not fits(fraction, chunks[-1]))
             if not fitting:
                 return None
