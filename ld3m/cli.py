@@ -164,7 +164,7 @@ class InfoCommand:
     """Print versions, devices and names; with --budget, the memory plan of a distillation."""
 
     budget: str | None = None
-    """Memory for activations, such as "8GB": print the plan for it without running."""
+    """Memory on the device, such as "8GB": print the plan for it without running."""
     prior: str = "builtin"
     """Prior of the plan."""
     resolution: int | None = None
@@ -177,6 +177,12 @@ class InfoCommand:
     """Classes."""
     algorithm: str = "dc"
     """dc, dm or mtt."""
+    network: str = "ConvNet"
+    """Network that is matched."""
+    real_batch: int | None = None
+    """Real images a class and iteration."""
+    dtype: str | None = None
+    """Precision of the prior's weights."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -307,9 +313,11 @@ def _info(argv: list[str]) -> None:
         print(f"{name:10} {text}")
     if command.budget is None:
         return
-    prior = load_prior(command.prior).streamline(Execution())
-    settings = {name: getattr(command, name) for name in ("prior", "ipc", "resolution", "algorithm", "steps")}
-    config = resolve(build(settings), prior.native_resolution)
+    named = ("prior", "ipc", "resolution", "algorithm", "steps", "network", "real_batch", "dtype")
+    settings = build({name: getattr(command, name) for name in named})
+    prior = load_prior(command.prior, device="meta", dtype=getattr(torch, settings.dtype or "float32"))
+    prior = prior.streamline(Execution())
+    config = resolve(settings, prior.native_resolution)
     plan = plan_memory(
         prior,
         resolution=config.resolution,
@@ -318,6 +326,10 @@ def _info(argv: list[str]) -> None:
         num_classes=command.num_classes,
         algorithm=config.algorithm,
         budget=command.budget,
+        network=config.network,
+        width=config.width,
+        real_batch=config.real_batch,
+        student_steps=config.student_steps,
     )
     print(f"{'plan':10} {plan}")
 

@@ -1,10 +1,11 @@
 """The loop: iterate, log, checkpoint, resume; then render, save, evaluate and report."""
 
+import gc
 import inspect
 import logging
 import math
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from tqdm.auto import tqdm
 
 from ld3m import seeds
 from ld3m.config import DistillConfig
-from ld3m.errors import CheckpointError, NumericsError
+from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
+from ld3m.memory import Plan, is_out_of_memory, size_text
 from ld3m.objectives import Objective, rows_of
 from ld3m.preparation import Job, objective_of, prepare
 from ld3m.result import PARAMETERS, Result
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _MOMENTUM = 0.5
 _CHECKPOINT_SECONDS = 5.0
+_BUDGET = "budget"  # in a checkpoint: what was planned with after memory ran out, so that a resumed run does the same
 
 
 def distill(
@@ -52,12 +55,14 @@ def distill(
         ConfigError: settings that are unknown, contradict each other, or differ from those of the resumed run.
         DataError: data that cannot be read or is too small.
         NumericsError: a loss or gradient is not finite; the last good state is in the checkpoint.
+        MemoryBudgetError: memory runs out with the smallest plan; likewise.
     """
     started = time.perf_counter()
     job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite)
     loop = _Loop(job, objective_of(job, progress))
     if loop.iteration < job.config.iterations:
         loop.run(progress)
+    job = replace(job, plan=loop.plan)
     result = _render(job)
     if job.folder is None:
         return result
@@ -71,7 +76,8 @@ class _Loop:
     """The optimiser, its state on disk, and the iterations."""
 
     def __init__(self, job: Job, objective: Objective) -> None:
-        self.job, self.objective, self.iteration, self.seconds_per_iteration = job, objective, 0, None
+        self.job, self.objective, self.plan = job, objective, job.plan
+        self.iteration, self.seconds_per_iteration = 0, None
         rates = {"codes": job.config.lr_codes}
         learnt = {name: p for name, p in job.space.parameters.items() if p.requires_grad}
         groups = [(name, p, rates.get(name, job.config.lr)) for name, p in learnt.items()]
@@ -110,9 +116,10 @@ class _Loop:
 
     def _iterate(self, iteration: int) -> dict[str, object]:
         started = time.perf_counter()
-        self.optimiser.zero_grad()
-        with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
-            loss = self.objective.backward(iteration)
+        loss = self._backward(iteration)
+        while loss is None:
+            self._hold_less(iteration)
+            loss = self._backward(iteration)
         norms = {f"grad_norm_{name}": float(p.grad.norm()) for name, p in self.parameters.items()}
         _require_finite({"loss": loss, **norms}, iteration)
         self.optimiser.step()
@@ -120,12 +127,47 @@ class _Loop:
         _require_finite({name: float(p.detach().abs().max()) for name, p in self.parameters.items()}, iteration)
         return {"iteration": iteration, "loss": loss, **norms, "seconds": round(time.perf_counter() - started, 4)}
 
+    def _backward(self, iteration: int) -> float | None:
+        """Compute the iteration's gradients, all of its draws anew, and its loss; None when memory runs out."""
+        self.optimiser.zero_grad()
+        try:
+            with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
+                return self.objective.backward(iteration)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.debug("iteration %d", iteration, exc_info=error)
+        return None
+
+    def _hold_less(self, iteration: int) -> None:
+        """Free what is left of an iteration that ran out of memory, and plan with less."""
+        self.optimiser.zero_grad()
+        gc.collect()
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        plan = None if self.plan is None else self.plan.smaller()
+        if plan is None:
+            needed = "" if self.plan is None else f" for the smallest plan, {size_text(self.plan.peak_bytes)}"
+            raise MemoryBudgetError(
+                f"{self.job.device} ran out of memory in iteration {iteration}: there is not enough{needed}; the state "
+                "before it is kept. Free what other programs hold, or start anew with a lower ipc, resolution or "
+                "real_batch, or dtype bfloat16"
+            )
+        logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
+        self._hold(plan)
+
+    def _hold(self, plan: Plan) -> None:
+        self.plan = plan
+        self.objective.hold(plan)
+
     def _state(self) -> dict[str, Tensor]:
         state = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 state[f"momentum/{name}"] = buffer.clone()
+        if self.plan != self.job.plan:
+            state[_BUDGET] = torch.tensor(self.plan.budget_bytes)
         return state
 
     @torch.no_grad()
@@ -140,6 +182,8 @@ class _Loop:
             if f"momentum/{name}" in tensors:
                 buffer = tensors[f"momentum/{name}"].to(parameter)
                 self.optimiser.state[parameter] = {"momentum_buffer": buffer}
+        if _BUDGET in tensors and self.plan is not None:
+            self._hold(self.plan.within(int(tensors[_BUDGET])))
         self.iteration = iteration
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
 

@@ -25,5 +25,9 @@ class NumericsError(Ld3mError, ArithmeticError):
     """A value became NaN or infinite; the last good state is kept."""
 
 
+class MemoryBudgetError(Ld3mError, RuntimeError):
+    """A device has not enough memory for the smallest plan; the last good state is kept."""
+
+
 class BackendError(Ld3mError, RuntimeError):
     """A kernel backend that was asked for by name cannot take these inputs."""

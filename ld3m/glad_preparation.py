@@ -9,7 +9,8 @@ from ld3m import result, seeds
 from ld3m.config import DistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
-from ld3m.memory import Plan, plan_synthesis
+from ld3m.footprint import saved_bytes, size_of
+from ld3m.memory import IMAGES_IN_FLIGHT, Plan, default_budget, even_size, parse_bytes, size_text
 from ld3m.priors.classes import match_classes
 from ld3m.priors.stylegan import StyleGAN
 from ld3m.spaces import GladSpace
@@ -38,16 +39,36 @@ def check_generator(config: DistillConfig, generator: StyleGAN) -> None:
         match_classes(generator, config.class_ids, [None] * len(config.class_ids), config.class_ids)
 
 
-def plan_glad(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> Plan:
-    """Choose how many images are made at once, and of how many the activations are kept."""
-    return plan_synthesis(
-        generator,
-        config.layer,
-        ipc=config.ipc,
-        num_classes=dataset.train.num_classes,
-        algorithm=config.algorithm,
-        budget=config.memory_budget,
-    )
+def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> Plan:
+    """Choose how many images are made at once, and of what fraction of them the activations are kept.
+
+    Of an image, what autograd keeps from the features on is counted; the generator's weights are there in any case.
+
+    Raises:
+        ConfigError: not even one image fits.
+    """
+    budget = default_budget(generator.device) if config.memory_budget is None else parse_bytes(config.memory_budget)
+    spec = generator.layers[config.layer].spec
+    features = torch.zeros(1, spec.in_channels, spec.in_size, spec.in_size, device=generator.device)
+    codes = torch.zeros(1, generator.num_codes - 1 - config.layer, generator.w_dim, device=generator.device)
+    leaves = features.requires_grad_(), codes.requires_grad_()
+    image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, config.layer))
+    resident = size_of(generator)
+    fitting = (budget - resident) // image_bytes
+    if fitting < 1:
+        raise ConfigError(
+            f"memory_budget of {size_text(budget)} does not hold the weights of {generator.name} and the activations "
+            f"of one image from layer {config.layer} on, {size_text(resident + image_bytes)}; raise it, or choose a "
+            "later layer"
+        )
+    classes = num_classes
+    if config.algorithm != "mtt":
+        classes = min(even_size(num_classes, most // config.ipc) for most in (IMAGES_IN_FLIGHT, fitting))
+    images = classes * config.ipc
+    micro_batch = min(images, fitting, IMAGES_IN_FLIGHT)
+    kept = images if images <= fitting else fitting - micro_batch
+    peak = resident + min(images, fitting) * image_bytes
+    return Plan(100 * kept // images / 100, micro_batch, classes, None, None, peak, budget_bytes=budget)
 
 
 def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:

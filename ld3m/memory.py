@@ -1,23 +1,57 @@
-"""How much memory a distillation may hold, and how that is spent: retained activations, images in flight."""
+"""How much memory a distillation may take, and how that is spent: what is kept, evaluated and decoded at once.
+
+An iteration renders a group of n images, matches them, and goes back. With K the activations kept from the chain, S the
+states of its steps and H what the decoder keeps, the most that is held is the largest of
+
+    the chain, forward            K + S + one micro-batch
+    decoding                      K + S + H + one batch of the decoder, forward
+    matching                      K + S + H + the real side, or the synthetic one
+    the decoder, backward         K + S + H + one batch of the decoder, backward
+    the chain, backward, kept     K + S + one micro-batch's gradients
+    ... and recomputed            S + one micro-batch, forward and backward
+
+on top of what is always there. `footprint` counts each of them on one image; they grow with the number of images.
+"""
 
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
 
+from ld3m.costs import Costs, count_costs
 from ld3m.errors import ConfigError
 from ld3m.priors.base import Prior
-from ld3m.priors.stylegan import StyleGAN
 
 _UNITS = ("", "K", "M", "G", "T")
 
-# Share of the device's memory that activations may take by default, and images worth evaluating together: below about
-# ten (twenty rows with guidance) a call of the denoiser costs more an image.
-_DEFAULT_SHARE, _IMAGES_IN_FLIGHT = 0.25, 16
+# Images worth evaluating together: below about ten (twenty rows with guidance) a call of the denoiser costs more an
+# image. Smaller chunks of the real batch than that are taken only where nothing else fits.
+IMAGES_IN_FLIGHT = _SMALL_CHUNK = 16
+
+# Forward passes that an evaluation and its backward pass cost, its activations kept or not (counted, cin256's shape).
+_KEPT, _RECOMPUTED = 2.01, 3.01
+
+# Copies of a synthetic image that wait while others are made: rendered, normalised, augmented, its gradient.
+_COPIES = 4
+
+# Share of the device's memory that may be taken by default; that of a CPU is also the system's and other programs'.
+_GPU_SHARE, _CPU_SHARE = 0.8, 0.25
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an iteration has to do. Arguments as of `plan_memory`."""
+
+    steps: int
+    ipc: int
+    num_classes: int
+    real_batch: int
+    algorithm: str
 
 
 @dataclass(frozen=True)
@@ -25,24 +59,57 @@ class Plan:
     """What is held at once.
 
     Args:
-        retain: fraction of the chain's evaluations whose activations are kept.
+        retain: fraction of the chain's evaluations whose activations are kept, in hundredths.
         micro_batch: images a call of the denoiser.
         classes_in_flight: classes rendered and matched together.
-        peak_bytes: predicted for the activations of chain and decoder.
+        decoder_batch: images decoded at a time, their activations recomputed on the way back; None decodes all images
+            in flight at once and keeps them.
+        real_chunk: real images a call of the matched network; None takes them whole.
+        peak_bytes: predicted for everything on the device at once, weights included.
+        saved_bytes: predicted for what autograd keeps of chain and decoder, at most.
+        slow_down: predicted time of chain and decoder over that of keeping everything.
         budget_bytes: what was allowed.
     """
 
     retain: float
     micro_batch: int
     classes_in_flight: int
-    peak_bytes: int
-    budget_bytes: int
+    decoder_batch: int | None
+    real_chunk: int | None
+    peak_bytes: int = 0
+    saved_bytes: int = 0
+    slow_down: float = 1.0
+    budget_bytes: int = 0
+    planner: "Planner | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
+        decoder = "kept" if self.decoder_batch is None else f"{self.decoder_batch} at a time, recomputed"
+        real = "whole" if self.real_chunk is None else f"in chunks of {self.real_chunk}"
         return (
-            f"activations {_size(self.peak_bytes)} of {_size(self.budget_bytes)}: retain {self.retain:.2f}, "
-            f"micro-batch {self.micro_batch}, classes in flight {self.classes_in_flight}"
+            f"peak {size_text(self.peak_bytes)} of {size_text(self.budget_bytes)}, {self.slow_down:.2f} times as slow "
+            f"as keeping everything: retain {self.retain:.2f}, micro-batch {self.micro_batch}, classes in flight "
+            f"{self.classes_in_flight}, decoder {decoder}, real batch {real}"
         )
+
+    def facts(self) -> dict[str, object]:
+        """Return everything by name, for a file."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "planner"}
+
+    def within(self, budget: int) -> "Plan":
+        """Return the plan for the same work and another budget; what to retain is free to change."""
+        return replace(self.planner, retain=None).plan(budget)
+
+    def smaller(self) -> "Plan | None":
+        """Return a plan for 0.7 times this one's peak, or the smallest there is; None when that is this one.
+
+        None as well for a plan that no planner made, which there is for latent diffusion models alone.
+        """
+        if self.planner is None:
+            return None
+        smallest = replace(self.planner, retain=None).smallest
+        if self.peak_bytes <= smallest.peak_bytes:
+            return None
+        return self.within(max(int(0.7 * self.peak_bytes), smallest.peak_bytes))
 
 
 def parse_bytes(text: str | int) -> int:
@@ -62,6 +129,19 @@ def total_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def default_budget(device: torch.device) -> int:
+    """Return the bytes that may be taken where nobody says."""
+    return int((_GPU_SHARE if device.type == "cuda" else _CPU_SHARE) * total_memory(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the process, has no more memory to give."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU allocator and the libraries of a GPU have no class of their own for it.
+    return isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|ALLOC_FAILED", str(error)))
+
+
 def plan_memory(
     prior: Prior,
     *,
@@ -72,117 +152,196 @@ def plan_memory(
     algorithm: str,
     budget: str | int | None = None,
     guidance_scale: float = 3.0,
+    network: str = "ConvNet",
+    width: int | None = None,
+    real_batch: int = 256,
+    student_steps: int = 20,
+    latent_size: int | None = None,
+    retain: float | None = None,
 ) -> Plan:
-    """Choose what to retain, the micro-batch and the classes in flight so that activations fit a budget.
+    """Choose what is kept, evaluated and decoded at once so that all that ld3m allocates on the device fits a budget.
 
-    The bytes of one evaluation and one decoding are measured on one image. Trajectory matching needs all images at
-    once; the others stream classes.
+    Of the plans that fit, the one with the fewest calls of the denoiser, then the fastest. It depends on the arguments
+    and on the kernels of the prior's device alone. Gradient and feature matching stream classes; trajectory matching
+    needs all images at once.
 
     Args:
+        prior: on the device that is planned for, or on the meta device.
         resolution: of the images, in pixels.
         steps: T of the chain; 0 for no chain.
-        budget: "8GB" or bytes for activations; a quarter of the device's memory when None.
+        budget: "8GB" or bytes, weights included; 0.8 of a GPU's memory or a quarter of the machine's when None.
+        network, width: what is matched.
+        real_batch: real images a class.
+        student_steps: of trajectory matching.
+        latent_size: side of the latents, where decoded images are resized to `resolution`.
+        retain: the fraction to retain, if that is not to be chosen.
 
     Raises:
-        ConfigError: not even one image with nothing retained fits.
+        ConfigError: not even the smallest plan fits.
     """
-    allowed = int(_DEFAULT_SHARE * total_memory(prior.device)) if budget is None else parse_bytes(budget)
-    latents, conditioning = _example(prior, resolution)
-    is_guided = conditioning is not None and guidance_scale != 1
-    decode_bytes = saved_bytes(prior.first_stage, lambda: prior.decode(latents))
-    evaluation_bytes = 0
-    if steps:
-        evaluation_bytes = saved_bytes(prior.denoiser, lambda: prior.predict_noise(latents, 500, conditioning))
-        evaluation_bytes *= 2 if is_guided else 1
+    costs = count_costs(
+        prior,
+        resolution=resolution,
+        latent_size=latent_size or resolution // prior.downsample,
+        has_chain=steps > 0,
+        guidance_scale=guidance_scale,
+        algorithm=algorithm,
+        network=network,
+        width=width,
+        num_classes=num_classes,
+        ipc=ipc,
+        student_steps=student_steps,
+    )
+    work = Workload(steps, ipc, num_classes, 0 if algorithm == "mtt" else real_batch, algorithm)
+    return Planner(costs, work, retain).plan(default_budget(prior.device) if budget is None else parse_bytes(budget))
 
-    wanted = classes = num_classes
-    if algorithm != "mtt":
-        fitting = allowed // (ipc * (decode_bytes + evaluation_bytes))
-        wanted, classes = (_even(num_classes, most) for most in (_IMAGES_IN_FLIGHT // ipc, fitting))
-        classes = min(wanted, classes)
-    images = classes * ipc
-    left = allowed - images * decode_bytes
-    if left < evaluation_bytes:
-        raise ConfigError(
-            f"memory_budget of {_size(allowed)} does not hold what {images} decoded images and one evaluation of the "
-            f"denoiser take, {_size(images * decode_bytes + evaluation_bytes)}; raise it, or lower ipc or resolution"
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans for budgets, from costs that were counted once."""
+
+    costs: Costs
+    work: Workload
+    retain: float | None = None
+
+    def plan(self, budget: int) -> Plan:
+        """Return the best plan within `budget` bytes."""
+        smallest = self.smallest
+        if smallest.peak_bytes > budget:
+            raise ConfigError(
+                f"memory_budget of {size_text(budget)} does not hold the smallest plan, which needs "
+                f"{size_text(smallest.peak_bytes)}, {size_text(self.costs.resident)} of it for weights and states; "
+                "raise it, or lower ipc or resolution, or take dtype bfloat16"
+            )
+        for only_large_chunks in (True, False):
+            for level in self._levels:
+                filled = (self._fill(plan, budget, only_large_chunks) for plan in level)
+                best = min((plan for plan in filled if plan is not None), key=_preference, default=None)
+                if best is not None:
+                    return replace(best, budget_bytes=budget)
+        raise AssertionError("the smallest plan is among those looked at")
+
+    @cached_property
+    def smallest(self) -> Plan:
+        """The plan with the lowest peak."""
+        classes = self.work.num_classes if self.work.algorithm == "mtt" else 1
+        chunk = 1 if self.costs.cuts_real_batch else None
+        return self._rated(Plan(self.retain or 0.0, 1, classes, 1, chunk))
+
+    def _rated(self, plan: Plan) -> Plan:
+        return replace(
+            plan,
+            peak_bytes=_peak(self.costs, self.work, plan),
+            saved_bytes=_peak(self.costs.saved_only(), self.work, plan),
+            slow_down=_slow_down(self.costs, self.work, plan),
+            planner=self,
         )
-    if not steps:
-        return Plan(0.0, images, classes, images * decode_bytes, allowed)
-    micro_batch = min(images, left // evaluation_bytes, _IMAGES_IN_FLIGHT)
-    # Where classes had to be cut, the next ones in flight are worth more than the little that could be kept.
-    kept = 0 if classes < wanted else min(steps * images, left // evaluation_bytes - micro_batch)
-    # In hundredths: the plan is part of the settings that a run is resumed with.
-    retain = 100 * kept // (steps * images) / 100
-    peak = images * decode_bytes + (round(retain * steps * images) + micro_batch) * evaluation_bytes
-    return Plan(retain, micro_batch, classes, peak, allowed)
+
+    @cached_property
+    def _levels(self) -> list[list[Plan]]:
+        """Plans with nothing retained and the real batch whole, by calls of the denoiser in a step, fewest first."""
+        work, levels = self.work, {}
+        classes = {work.num_classes}
+        if work.algorithm != "mtt":
+            classes = _even_sizes(work.num_classes, max(1, IMAGES_IN_FLIGHT // work.ipc))
+        for in_flight in sorted(classes):
+            images = in_flight * work.ipc
+            sizes = _even_sizes(images, IMAGES_IN_FLIGHT)
+            for micro_batch in sorted(sizes) if work.steps else [images]:
+                calls = math.ceil(work.num_classes / in_flight) * math.ceil(images / micro_batch)
+                plans = [Plan(0.0, micro_batch, in_flight, batch, None) for batch in (None, *sizes)]
+                levels.setdefault(calls, []).extend(plans)
+        return [levels[calls] for calls in sorted(levels)]
+
+    def _fill(self, plan: Plan, budget: int, only_large_chunks: bool) -> Plan | None:
+        """Retain as much as fits, then cut the real batch no further than it needs; None when nothing fits."""
+
+        def fits(retain: float, chunk: int | None) -> bool:
+            return _peak(self.costs, self.work, replace(plan, retain=retain, real_chunk=chunk)) <= budget
+
+        chunks = list(self._chunks(plan, only_large_chunks))
+        fractions = [k / 100 for k in range(101 if self.work.steps else 1)] if self.retain is None else [self.retain]
+        retain = fractions.pop()
+        if not fits(retain, chunks[-1]):  # the peak grows up to there, where nothing is recomputed any more
+            fitting = bisect_left(fractions, True, key=lambda fraction: not fits(fraction, chunks[-1]))
+            if not fitting:
+                return None
+            retain = fractions[fitting - 1]
+        chunk = next(chunk for chunk in chunks if fits(retain, chunk))
+        return self._rated(replace(plan, retain=retain, real_chunk=chunk))
+
+    def _chunks(self, plan: Plan, only_large: bool) -> Iterator[int | None]:
+        """Yield None for the whole real batch, then halves of it down to one image."""
+        yield None
+        size = self.work.real_batch * (plan.classes_in_flight if self.work.algorithm == "dm" else 1)
+        while self.costs.cuts_real_batch and size > (2 * _SMALL_CHUNK if only_large else 1):
+            size = math.ceil(size / 2)
+            yield size
 
 
-def plan_synthesis(
-    generator: StyleGAN,
-    layer: int,
-    *,
-    ipc: int,
-    num_classes: int,
-    algorithm: str,
-    budget: str | int | None = None,
-) -> Plan:
-    """Plan like `plan_memory` for images made of features of a generator's `layer`; `retain` is a fraction of them.
+def _preference(plan: Plan) -> tuple[float, ...]:
+    """Order plans of equally many calls of the denoiser, the best first.
 
-    Raises:
-        ConfigError: not even one image fits.
+    The peak comes last: what a larger budget gains was out of the reach of the smaller one, so its peak is higher.
     """
-    allowed = int(_DEFAULT_SHARE * total_memory(generator.device)) if budget is None else parse_bytes(budget)
-    spec = generator.layers[layer].spec
-    features = torch.zeros(1, spec.in_channels, spec.in_size, spec.in_size, device=generator.device)
-    codes = torch.zeros(1, generator.num_codes - 1 - layer, generator.w_dim, device=generator.device)
-    leaves = features.requires_grad_(), codes.requires_grad_()
-    image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, layer))
-    fitting = allowed // image_bytes
-    if not fitting:
-        raise ConfigError(
-            f"memory_budget of {_size(allowed)} does not hold the activations of one image from layer {layer} of "
-            f"{generator.name} on, {_size(image_bytes)}; raise it, or choose a later layer"
-        )
-    classes = num_classes
-    if algorithm != "mtt":
-        classes = min(_even(num_classes, most) for most in (_IMAGES_IN_FLIGHT // ipc, fitting // ipc))
-    images = classes * ipc
-    micro_batch = min(images, fitting, _IMAGES_IN_FLIGHT)
-    kept = images if images <= fitting else fitting - micro_batch
-    return Plan(100 * kept // images / 100, micro_batch, classes, min(images, fitting) * image_bytes, allowed)
+    decoder_batch, chunk = (-(size or math.inf) for size in (plan.decoder_batch, plan.real_chunk))
+    return plan.slow_down, decoder_batch, chunk, plan.peak_bytes, plan.micro_batch, plan.classes_in_flight
 
 
-def _even(num_classes: int, most: int) -> int:
-    """Return the size of the fewest equal groups of classes with at most `most` each, at least one."""
-    groups = math.ceil(num_classes / min(num_classes, max(1, most)))
-    return math.ceil(num_classes / groups)
+def _slow_down(costs: Costs, work: Workload, plan: Plan) -> float:
+    """Predict the time of chain and decoder over that with everything kept, by their operations."""
+    chain, decoding = work.steps * costs.chain.flops, costs.decoding.flops
+    took = chain * (plan.retain * _KEPT + (1 - plan.retain) * _RECOMPUTED)
+    took += decoding * (_KEPT if plan.decoder_batch is None else _RECOMPUTED)
+    return took / (_KEPT * (chain + decoding))
 
 
-def _size(count: int) -> str:
+def _peak(costs: Costs, work: Workload, plan: Plan) -> int:
+    """Return the most bytes of all phases of an iteration, as in the module's text."""
+    images = plan.classes_in_flight * work.ipc
+    chain, decoding = costs.chain, costs.decoding
+    phases, kept, num_evaluations = [], 0, work.steps * images
+    if work.steps:
+        num_kept = round(plan.retain * num_evaluations)
+        kept, block = num_kept * chain.held, min(plan.micro_batch, num_kept)
+        phases += [
+            images * costs.quantising,
+            kept + max(plan.micro_batch * costs.chain_free, block * (chain.forward - chain.held)),
+            kept + block * (chain.peak - chain.held),
+            min(plan.micro_batch, num_evaluations - num_kept) * chain.peak,
+        ]
+    if plan.decoder_batch is None:
+        decoded = images * decoding.held
+        phases += [kept + images * decoding.peak]
+    else:
+        decoded = images * 2 * costs.picture
+        phases += [kept + decoded + plan.decoder_batch * max(costs.decoding_free, decoding.peak)]
+    return (
+        costs.resident
+        + num_evaluations * costs.latent
+        + images * _COPIES * costs.picture
+        + max(*phases, kept + decoded + _matching(costs, work, plan))
+    )
+
+
+def _matching(costs: Costs, work: Workload, plan: Plan) -> int:
+    """Return the most bytes that matching takes: stacking the real images, and either side of the network."""
+    joined = plan.classes_in_flight if work.algorithm == "dm" else 1
+    real = work.real_batch * costs.picture
+    chunk = min(plan.real_chunk or math.inf, joined * work.real_batch)
+    sides = max(costs.real(chunk), costs.synthetic(plan.classes_in_flight)) + plan.classes_in_flight * costs.gradients
+    return plan.classes_in_flight * real + max(plan.classes_in_flight * real, sides)
+
+
+def even_size(total: int, most: int) -> int:
+    """Return the size of the fewest equal groups, each at most `most` or one, that `total` can be cut into."""
+    return math.ceil(total / math.ceil(total / min(total, max(1, most))))
+
+
+def _even_sizes(total: int, most: int) -> set[int]:
+    return {even_size(total, size) for size in range(1, min(total, most) + 1)}
+
+
+def size_text(count: int) -> str:
+    """Say a number of bytes in GB, or below 0.1 GB in MB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:
-    """Count the bytes autograd keeps for the backward pass of `call`, the module's weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    held: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = call()  # alive while counting, so that no two saved tensors share an address
-    del output
-    return sum(held.values())
-
-
-def _example(prior: Prior, resolution: int) -> tuple[Tensor, Tensor | None]:
-    side = resolution // prior.downsample
-    latents = torch.zeros(1, prior.latent_channels, side, side, device=prior.device, dtype=prior.dtype)
-    if prior.conditioning_shape is None:
-        return latents.requires_grad_(), None
-    return latents.requires_grad_(), prior.null_conditioning(1).requires_grad_()

@@ -1,6 +1,6 @@
 """One iteration of matching: render, compare with real images, back-propagate into the space's parameters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from ld3m.config import DistillConfig
 from ld3m.data import Dataset
 from ld3m.experts import Experts
 from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss
+from ld3m.memory import Plan
 from ld3m.spaces import Space
 
 
@@ -25,6 +26,9 @@ class Objective(Protocol):
     def backward(self, iteration: int) -> float:
         """Add this iteration's gradient to the parameters; return its loss."""
 
+    def hold(self, plan: Plan) -> None:
+        """Hold from now on what the plan says; losses and gradients stay, up to rounding."""
+
 
 class ClassMatching:
     """Gradient (DC) or feature (DM) matching, a few classes at a time.
@@ -34,12 +38,27 @@ class ClassMatching:
     """
 
     def __init__(
-        self, space: Space, dataset: Dataset, config: DistillConfig, *, classes_in_flight: int, device: torch.device
+        self,
+        space: Space,
+        dataset: Dataset,
+        config: DistillConfig,
+        *,
+        classes_in_flight: int,
+        real_chunk: int | None = None,
+        device: torch.device,
     ) -> None:
         self.space, self.dataset, self.config, self.device = space, dataset, config, device
         self.parameters: list[tuple[str, Tensor, float]] = []
         self._indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
-        self._groups = groups_of([min(config.real_batch, len(index)) for index in self._indices], classes_in_flight)
+        self._stream(classes_in_flight, real_chunk)
+
+    def hold(self, plan: Plan) -> None:
+        self._stream(plan.classes_in_flight, plan.real_chunk)
+        self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
+
+    def _stream(self, classes_in_flight: int, real_chunk: int | None) -> None:
+        real_batches = [min(self.config.real_batch, len(index)) for index in self._indices]
+        self._groups, self._real_chunk = groups_of(real_batches, classes_in_flight), real_chunk
 
     def backward(self, iteration: int) -> float:
         network = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
@@ -49,13 +68,16 @@ class ClassMatching:
             rows = rows_of(labels, self.config.ipc)
             rendered = self.space.render(rows.to(self.device), (iteration,))
             synthetic = self.dataset.normalise(rendered).unflatten(0, (len(labels), self.config.ipc))
-            real = torch.stack([self._real(iteration, label) for label in labels.tolist()])  # (C, R, 3, H, W)
-            if self.config.augment:
-                real, synthetic = self._augmented(iteration, labels.tolist(), real, synthetic)
+            views = [self._augmentation(iteration, label) for label in labels.tolist()]
+            reals = (self._real(iteration, label) for label in labels.tolist())
+            real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
+            synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
             if self.config.algorithm == "dc":
-                losses = dc_loss(network, real, synthetic, labels.to(self.device), metric=self.config.metric)
+                options = {"metric": self.config.metric, "real_chunk": self._real_chunk}
+                losses = dc_loss(network, real, synthetic, labels.to(self.device), **options)
             else:
-                losses = dm_loss(network, real, synthetic)
+                losses = dm_loss(network, real, synthetic, real_chunk=self._real_chunk)
+            del real  # as large as the activations of many images, and not needed on the way back
             losses.sum().backward()
             total += losses.sum().item()
         return total
@@ -66,15 +88,13 @@ class ClassMatching:
         picks = index[torch.randperm(len(index), generator=draw)[: self.config.real_batch]]
         return self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
 
-    def _augmented(self, iteration: int, labels: list[int], real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment both sides of a class by one draw (siamese)."""
-        draws = [
-            dsa.draw(seeds.generator(self.config.seed, "augment", iteration, label), 1, real.shape[-1], shared=True)
-            for label in labels
-        ]
-        real = torch.stack([dsa.apply(images, draw) for images, draw in zip(real, draws, strict=True)])
-        synthetic = torch.stack([dsa.apply(images, draw) for images, draw in zip(synthetic, draws, strict=True)])
-        return real, synthetic
+    def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
+        """Return what is done to the images (B, 3, H, W) of a class, by one draw for both sides (siamese)."""
+        if not self.config.augment:
+            return lambda images: images
+        generator = seeds.generator(self.config.seed, "augment", iteration, label)
+        draw = dsa.draw(generator, 1, self.dataset.resolution, shared=True)
+        return lambda images: dsa.apply(images, draw)
 
 
 class TrajectoryMatching:
@@ -90,6 +110,9 @@ class TrajectoryMatching:
         self.parameters = [("student_lr", student_lr, self.STUDENT_LR_LR)]
         self._labels = torch.arange(dataset.train.num_classes, device=device).repeat_interleave(config.ipc)
         self._network = _network(config, dataset, seeds.generator(config.seed, "student")).to(device).train()
+
+    def hold(self, plan: Plan) -> None:
+        self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
 
     def backward(self, iteration: int) -> float:
         config = self.config

@@ -80,7 +80,7 @@ def prepare(
     if config.space != "pixel":
         plan = _plan(config, prior, dataset)
         logger.info("%s", plan)
-        config = replace(config, retain=plan.retain if config.retain is None else config.retain)
+        config = replace(config, retain=plan.retain)
     space = _space(config, prior, dataset, plan, device)
     if folder is not None:
         folder.start(data_name, config)
@@ -185,16 +185,22 @@ def check_protocol(name: str, resolution: int) -> None:
 
 def _plan(config: DistillConfig, prior: Prior | StyleGAN, dataset: Dataset) -> Plan:
     if config.space == "glad":
-        return plan_glad(config, prior, dataset)
+        return plan_glad(config, prior, dataset.train.num_classes)
     return plan_memory(
         prior,
-        resolution=config.latent_size * prior.downsample if config.latent_size else config.resolution,
+        resolution=config.resolution,
         steps=config.steps if config.space == "ld3m" else 0,
         ipc=config.ipc,
         num_classes=dataset.train.num_classes,
         algorithm=config.algorithm,
         budget=config.memory_budget,
         guidance_scale=config.guidance_scale,
+        network=config.network,
+        width=config.width,
+        real_batch=min(config.real_batch, int(torch.bincount(dataset.train.labels).max())),
+        student_steps=config.student_steps,
+        latent_size=config.latent_size,
+        retain=config.retain,
     )
 
 
@@ -214,17 +220,18 @@ def _space(
             injection=config.injection,
             schedule=config.schedule,
             noise=config.noise,
-            retain=config.retain,
+            retain=plan.retain,
             micro_batch=plan.micro_batch,
             seed=config.seed,
         )
     return LatentSpace(
         prior,
-        _initial_latents(config, prior, images),
+        _initial_latents(config, prior, images, min(plan.micro_batch, 16)),
         _initial_conditioning(config, prior, dataset) if chain else None,
         learn=config.learn if chain else ("latents",),
         resolution=config.resolution,
         chain=chain,
+        decoder_batch=plan.decoder_batch,
     )
 
 
@@ -252,7 +259,7 @@ def _initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
     return given.images
 
 
-def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor) -> Tensor:
+def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
     side = config.latent_size or config.resolution // prior.downsample
     shape = (len(images), prior.latent_channels, side, side)
     if config.init == "noise":
@@ -260,7 +267,7 @@ def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor) -> Ten
     size = (side * prior.downsample,) * 2
     if images.shape[-1] != size[0]:
         images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(16)])
+    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(at_once)])
 
 
 def _initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
@@ -280,8 +287,11 @@ def objective_of(job: Job, progress: bool) -> Objective:
     """Build the matching objective; for trajectories without `experts`, train them first."""
     config, dataset = job.config, job.dataset
     if config.algorithm != "mtt":
-        in_flight = job.plan.classes_in_flight if job.plan else dataset.train.num_classes
-        return ClassMatching(job.space, dataset, config, classes_in_flight=in_flight, device=job.device)
+        in_flight, chunk = dataset.train.num_classes, None
+        if job.plan is not None:
+            in_flight, chunk = job.plan.classes_in_flight, job.plan.real_chunk
+        options = {"classes_in_flight": in_flight, "real_chunk": chunk, "device": job.device}
+        return ClassMatching(job.space, dataset, config, **options)
     experts = _open_experts(config.experts or _train_experts(job, progress), config, dataset)
     return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device)
 

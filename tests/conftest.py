@@ -1,10 +1,12 @@
 """What all rooms share: the reference tensors' folder, the error measure, and hypothesis with fixed seeds."""
 
+import collections
 import functools
 import importlib.util
 import logging
 import os
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -230,3 +232,42 @@ def small_run(coloured_folder, small_options, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
     assert cli.main(["distill", str(coloured_folder), *small_options.split(), "--out", str(out)]) == 0
     return out
+
+
+class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Bytes of the storages that autograd holds for backward passes, weights left out: now and at most."""
+
+    def __init__(self, *modules: torch.nn.Module) -> None:
+        super().__init__(self._pack, lambda box: box.tensor)
+        self._weights = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+        self._holders: collections.Counter[int] = collections.Counter()
+        self.now = self.peak = 0
+
+    def __enter__(self) -> "SavedTensors":
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> "_Box":
+        box, storage = _Box(tensor), tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key not in self._weights:
+            self.now += 0 if self._holders[key] else size
+            self.peak = max(self.peak, self.now)
+            self._holders[key] += 1
+            weakref.finalize(box, self._drop, key, size)
+        return box
+
+    def _drop(self, key: int, size: int) -> None:
+        self._holders[key] -= 1
+        self.now -= 0 if self._holders[key] else size
+
+
+class _Box:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.fixture(scope="session")
+def saved_tensors() -> type[SavedTensors]:
+    """The class: `with saved_tensors(*modules) as count`."""
+    return SavedTensors

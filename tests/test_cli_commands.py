@@ -117,10 +117,13 @@ def test_info_names_what_there_is(ld3m_command):
     assert {"quick", "glad-hard"} <= set(lines["protocols"].split(", "))
 
 
-def test_info_plans_a_budget(ld3m_command, tiny_prior):
-    status, out, _ = ld3m_command("info --budget 20MB --prior random:tiny --ipc 2 --num-classes 3 --steps 4")
+def test_info_plans_a_budget_without_weights(ld3m_command):
+    options = "--ipc 2 --num-classes 3 --steps 4 --real-batch 8 --network VGG11-w0.1 --resolution 32 --dtype bfloat16"
+    status, out, _ = ld3m_command(f"info --budget 20MB --prior random:tiny {options}")
     assert status == 0
-    plan = ld3m.plan_memory(tiny_prior, resolution=16, steps=4, ipc=2, num_classes=3, algorithm="dc", budget="20MB")
+    prior = ld3m.load_prior("random:tiny", device="meta", dtype=torch.bfloat16)
+    common = {"resolution": 32, "steps": 4, "ipc": 2, "num_classes": 3, "algorithm": "dc", "budget": "20MB"}
+    plan = ld3m.plan_memory(prior, **common, network="VGG11-w0.1", real_batch=8)
     assert out.splitlines()[-1] == f"plan       {plan}"
     status, _, err = ld3m_command("info --budget lots --prior random:tiny")
     assert status == 2

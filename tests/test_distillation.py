@@ -249,10 +249,10 @@ def test_a_small_budget_streams_classes_to_the_same_result(distill_small, relati
     monkeypatch.setattr(
         ClassMatching, "backward", lambda self, i: (seen.append(max(map(len, self._groups))), backward(self, i))[1]
     )
-    small, large = (distill_small(memory_budget=budget, lr=0.01, iterations=1) for budget in (3_000_000, "1GB"))
+    small, large = (distill_small(memory_budget=budget, lr=0.01, iterations=1) for budget in (7_000_000, "1GB"))
     assert seen == [1, 3]
     assert relative_error(small.latents, large.latents) < 1e-5
-    assert (small.config["retain"], large.config["retain"]) == (0.0, 1.0)
+    assert small.config["retain"] < large.config["retain"] == 1.0
 
 
 def test_trajectories_are_trained_under_the_folder_and_may_be_handed_in(distill_small, tmp_path, monkeypatch):

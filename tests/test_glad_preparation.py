@@ -12,12 +12,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import ld3m
-from ld3m import memory
+from ld3m import glad_preparation
 from ld3m.config import DistillConfig, resolve
 from ld3m.distillation import _Loop
 from ld3m.errors import ConfigError, InputError
-from ld3m.glad_preparation import generator_name
-from ld3m.memory import plan_synthesis
+from ld3m.footprint import size_of
+from ld3m.glad_preparation import generator_name, plan_glad
 from ld3m.objectives import ClassMatching
 from ld3m.preparation import objective_of, prepare
 from ld3m.priors import load_stylegan
@@ -211,20 +211,20 @@ def test_the_loss_of_one_network_and_batch_falls(make):
 
 def test_the_plan_fits_its_budget(monkeypatch):
     generator = load_stylegan("random:stylegan-32")
-    monkeypatch.setattr(memory, "saved_bytes", lambda module, call: 1000)
-    options = {"num_classes": 10, "ipc": 1}
-    plan = plan_synthesis(generator, 4, algorithm="dm", budget=20_000, **options)
-    assert (plan.retain, plan.micro_batch, plan.classes_in_flight, plan.peak_bytes) == (1.0, 10, 10, 10_000)
-    plan = plan_synthesis(generator, 4, algorithm="dm", budget=4_000, **options)  # classes are streamed
-    assert (plan.retain, plan.classes_in_flight, plan.peak_bytes) == (1.0, 4, 4_000)
-    plan = plan_synthesis(generator, 4, algorithm="dm", budget=4_000, num_classes=10, ipc=6)  # a class does not fit
-    assert (plan.retain, plan.micro_batch, plan.classes_in_flight) == (0.0, 4, 1)
-    plan = plan_synthesis(generator, 4, algorithm="mtt", budget=30_000, num_classes=10, ipc=5)  # all at once
-    assert (plan.retain, plan.micro_batch, plan.classes_in_flight, plan.peak_bytes) == (0.28, 16, 10, 30_000)
-    with pytest.raises(
-        ConfigError, match=r"does not hold the activations of one image from layer 2 of random:stylegan"
-    ):
-        plan_synthesis(generator, 2, algorithm="dm", budget=999, **options)
+    monkeypatch.setattr(glad_preparation, "saved_bytes", lambda module, call: 1000)
+    weights = size_of(generator)
+
+    def plan(budget: int, **settings) -> tuple:
+        config = DistillConfig(space="glad", memory_budget=weights + budget, **({"layer": 4} | settings))
+        found = plan_glad(config, generator, num_classes=10)
+        return found.retain, found.micro_batch, found.classes_in_flight, found.peak_bytes - weights
+
+    assert plan(20_000, algorithm="dm") == (1.0, 10, 10, 10_000)
+    assert plan(4_000, algorithm="dm") == (1.0, 4, 4, 4_000)  # classes are streamed
+    assert plan(4_000, algorithm="dm", ipc=6) == (0.0, 4, 1, 4_000)  # a class does not fit
+    assert plan(30_000, algorithm="mtt", ipc=5) == (0.28, 16, 10, 30_000)  # all at once
+    with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and .* from layer 2 on"):
+        plan(999, algorithm="dm", layer=2)
 
 
 def test_a_small_budget_changes_nothing_but_memory(go):

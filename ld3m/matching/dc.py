@@ -10,15 +10,15 @@ from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import (
     Weights,
     directional,
-    goes_by_class,
     gradient,
     over_classes,
     replayed,
     rng_state,
+    sees_whole_batches,
     weights_of,
     with_gradients,
 )
-from ld3m.matching.shapes import check_classes
+from ld3m.matching.shapes import check_chunk, check_classes
 from ld3m.ops.gradient_distance import distances_and_directions, row_cosines
 
 
@@ -30,6 +30,7 @@ def dc_loss(
     *,
     metric: str = "layerwise-cosine",
     compile: bool = False,
+    real_chunk: int | None = None,
 ) -> Tensor:
     """Return the distance between real and synthetic gradients of the mean cross-entropy, one per class, not summed.
 
@@ -44,11 +45,14 @@ def dc_loss(
         metric: "layerwise-cosine", the sum of 1 - cosine over the output rows of all convolution and linear weights;
             "mse", the squared distance, or "cosine", one 1 - cosine, both over all parameters.
         compile: run the synthetic side through torch.compile, once for each network object and shape.
+        real_chunk: real images of a class whose activations are held at once; all when None. Not for a network that
+            sees a batch as a whole (batch norm in train mode, active dropout).
 
     Returns:
         (C,) losses.
     """
     check_classes("dc_loss", network, real, synthetic)
+    check_chunk("dc_loss", network, real_chunk)
     if metric not in METRICS:
         raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if labels.shape != real.shape[:1] or labels.dtype != torch.int64:
@@ -56,20 +60,37 @@ def dc_loss(
             f"dc_loss needs labels int64 of shape ({len(real)},), one for each row of real, "
             f"got {labels.dtype} {tuple(labels.shape)}"
         )
-    if len(labels) > 1 and goes_by_class(network):
+    if len(labels) > 1 and sees_whole_batches(network):
         parts = zip(real.split(1), synthetic.split(1), labels.split(1), strict=True)
-        return torch.cat([dc_loss(network, *part, metric=metric, compile=compile) for part in parts])
+        return torch.cat(
+            [dc_loss(network, *part, metric=metric, compile=compile, real_chunk=real_chunk) for part in parts]
+        )
     weights, labels = weights_of(network), labels.to(real.device)
     names = matched(weights, metric)
     targets = [
-        gradient(network, weights, images.detach(), label.expand(len(images)), names)
+        real_gradient(network, weights, images.detach(), label, names, real_chunk)
         for images, label in zip(real, labels, strict=True)
     ]
-    target = {name: torch.stack([gradients[name] for gradients in targets]) for name in names}
+    target = {name: torch.stack([gradients.pop(name) for gradients in targets]) for name in names}
     differentiate = torch.is_grad_enabled() and synthetic.requires_grad
     call = compiled(match) if compile else match
     losses, d_images = call(network, weights, target, synthetic.detach(), labels, metric, differentiate)
     return with_gradients(losses, [synthetic], [d_images]) if differentiate else losses
+
+
+def real_gradient(
+    network: nn.Module, weights: Weights, images: Tensor, label: Tensor, names: list[str], chunk: int | None = None
+) -> Weights:
+    """Return the gradient of one class's real images: the mean of its chunks' gradients, weighted by their sizes."""
+    total: Weights = {}
+    for part in images.split(chunk or len(images)):
+        found = gradient(network, weights, part, label.expand(len(part)), names)
+        if len(part) == len(images):
+            return found
+        share = len(part) / len(images)
+        for name, slope in found.items():
+            total[name] = total[name].add_(slope, alpha=share) if name in total else slope * share
+    return total
 
 
 def match(

@@ -6,11 +6,11 @@ from torch.func import functional_call
 
 from ld3m.errors import InputError
 from ld3m.matching.gradient import buffers_of, weights_of
-from ld3m.matching.shapes import check_classes
+from ld3m.matching.shapes import check_chunk, check_classes
 from ld3m.networks import fused
 
 
-def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor) -> Tensor:
+def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor, *, real_chunk: int | None = None) -> Tensor:
     """Return the squared distance between mean embeddings, a sum over features, one per class, not summed.
 
     All classes of the call go through the network in one batch, the real ones without a graph. The network runs in the
@@ -20,24 +20,30 @@ def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor) -> Tensor:
         network: with `embed(images)` -> (B, features).
         real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient.
         synthetic: (C, S, 3, H, W), differentiable.
+        real_chunk: real images that go through the network at once; all when None. Not for a network that sees a batch
+            as a whole (batch norm in train mode, active dropout).
 
     Returns:
         (C,) losses.
     """
     check_classes("dm_loss", network, real, synthetic)
+    check_chunk("dm_loss", network, real_chunk)
     if not hasattr(network, "embed"):
         raise InputError(
             f"dm_loss needs a network with embed(images) -> (B, features), got {type(network).__name__}; "
             "build one with ld3m.networks.build or add the method"
         )
     with torch.no_grad():
-        target = _mean_embeddings(fused(network), real)
-    return (_mean_embeddings(network, synthetic) - target).square().sum(1)
+        target = mean_embeddings(fused(network), real, real_chunk)
+    return (mean_embeddings(network, synthetic) - target).square().sum(1)
 
 
-def _mean_embeddings(network: nn.Module, images: Tensor) -> Tensor:
+def mean_embeddings(network: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
+    """Return the mean embedding (C, features) of images (C, B, 3, H, W), `chunk` of them at a time."""
     state = {f"network.{name}": tensor for name, tensor in (weights_of(network) | buffers_of(network)).items()}
-    features = functional_call(_Embedding(network), state, (images.flatten(0, 1),))  # (C, B, 3, H, W) -> (C * B, F)
+    flat = images.flatten(0, 1)  # (C, B, 3, H, W) -> (C * B, 3, H, W)
+    parts = [functional_call(_Embedding(network), state, (part,)) for part in flat.split(chunk or len(flat))]
+    features = torch.cat(parts) if len(parts) > 1 else parts[0]  # (C * B, F)
     return features.unflatten(0, images.shape[:2]).mean(1)  # (C * B, F) -> (C, F)
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, grad_and_value, jvp, vmap
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -126,23 +127,26 @@ class _Known(torch.autograd.Function):
         return None, None, *(row * g for row, g in zip(rows, ctx.saved_tensors, strict=True))
 
 
-def goes_by_class(network: nn.Module) -> bool:
-    """Whether several classes cannot share a pass: masks are drawn, or statistics of the batch are kept or taken."""
-    return has_active_dropout(network) or any(True for _ in network.buffers())
-
-
-def has_active_dropout(network: nn.Module) -> bool:
-    return any(isinstance(module, _DropoutNd) and module.training and module.p > 0 for module in network.modules())
-
-
 RngState = tuple[Tensor, list[int], list[Tensor]]
 
 
 def rng_state(network: nn.Module, images: Tensor) -> RngState | None:
     """Return the state of torch's global generators if the network has active dropout, else None."""
-    if not has_active_dropout(network):
+    if not any(map(_is_active_dropout, network.modules())):
         return None
     return torch.get_rng_state(), *get_device_states(images)
+
+
+def sees_whole_batches(network: nn.Module) -> bool:
+    """Whether an image's result depends on the others of its batch: batch norm in train mode, or active dropout.
+
+    Neither chunks of a batch nor several classes can then share a pass, which would draw or write other things.
+    """
+    return any(_is_active_dropout(m) or (isinstance(m, _NormBase) and m.training) for m in network.modules())
+
+
+def _is_active_dropout(module: nn.Module) -> bool:
+    return isinstance(module, _DropoutNd) and module.training and module.p > 0
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ld3m.errors import InputError
+from ld3m.matching.gradient import sees_whole_batches
 
 
 def check_classes(function: str, network: nn.Module, real: Tensor, synthetic: Tensor) -> None:
@@ -28,4 +29,17 @@ def check_dtype(function: str, network: nn.Module, name: str, images: Tensor) ->
         raise InputError(
             f"{function} needs {name} like the network's weights, {weight.dtype} on {weight.device}, "
             f"got {images.dtype} on {images.device}; convert one of them with .to(...)"
+        )
+
+
+def check_chunk(function: str, network: nn.Module, real_chunk: int | None) -> None:
+    """Raise InputError unless cutting the real images into chunks leaves the result as it is."""
+    if real_chunk is None:
+        return
+    if real_chunk < 1:
+        raise InputError(f"{function} needs real_chunk as at least 1 image, got {real_chunk!r}")
+    if sees_whole_batches(network):
+        raise InputError(
+            f"{function} got real_chunk={real_chunk} and a network with batch norm or active dropout, whose results "
+            "depend on what is in a batch; leave real_chunk out, or take the network's eval mode"
         )

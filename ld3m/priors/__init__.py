@@ -34,6 +34,7 @@ def load_prior(
             "random:ffhq256-released", "random:builtin", "random:tiny", "random:dit-xl2", "random:dit-tiny", a
             checkpoint of CompVis or of DiT's authors (`.ckpt`, `.pt`, `.safetensors`), a diffusers folder, a hub id
             "owner/name", or a `Prior` (moved and cast in place).
+        device: "meta" gives shapes without weights, in no time for random priors.
         config: of a checkpoint file: the YAML of a CompVis one, the folder of a DiT's autoencoder.
 
     Raises:
@@ -44,17 +45,18 @@ def load_prior(
         return source.to(device=device, dtype=dtype)
     if config is not None and not Path(source).expanduser().is_file():
         raise ConfigError(f"config goes with a CompVis or DiT checkpoint file, got the prior {str(source)!r}")
-    return _load(str(source), None if config is None else Path(config), dtype).to(device=device)
+    device = torch.device(device)
+    return _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
 
 
-def _load(source: str, config: Path | None, dtype: torch.dtype) -> Prior:
+def _load(source: str, config: Path | None, dtype: torch.dtype, device: torch.device) -> Prior:
     from ld3m.priors import folder, random
 
     path = Path(source).expanduser()
     if source == "builtin":
         return folder.load_folder(_EMBEDDED, dtype=dtype)
     if source.startswith("random:"):
-        return random.load_random(source.removeprefix("random:"), dtype=dtype)
+        return random.load_random(source.removeprefix("random:"), dtype=dtype, without_weights=device.type == "meta")
     if path.is_dir():
         return _load_folder(path, dtype)
     if path.is_file():

@@ -36,8 +36,8 @@ def _scaled(owner: nn.Module, name: str, noise: Tensor) -> Tensor:
     return 1 + 0.05 * noise if name == "weight" else 0.02 * noise
 
 
-def load_random(name: str, *, dtype: torch.dtype) -> Prior:
-    """Build a named prior with random weights, the same for everybody.
+def load_random(name: str, *, dtype: torch.dtype, without_weights: bool = False) -> Prior:
+    """Build a named prior with random weights, the same for everybody, or with shapes alone, on the meta device.
 
     `ffhq256-released` is what the released LD3M code ran for the "Random" rows of the paper: an unconditional U-Net
     whose output convolution is zero. It predicts no noise, and the chain is a round trip through the first stage.
@@ -46,13 +46,13 @@ def load_random(name: str, *, dtype: torch.dtype) -> Prior:
         raise ConfigError(f"random priors are {', '.join('random:' + n for n in NAMES)}; got 'random:{name}'")
     is_dit = name in DIT_SHAPES
     shape = DIT_SHAPES[name] if is_dit else SHAPES["ffhq256" if name == RELEASED else name]
-    modules = build_dit_modules(shape) if is_dit else build_modules(shape)
-    draw = seeds.generator(0, "random prior", name)
-    first_stage, denoiser, embedding = (
-        None if module is None else fill_random(module.to_empty(device="cpu"), draw) for module in modules
-    )
-    if is_dit:
-        denoiser.place_positions()
+    first_stage, denoiser, embedding = build_dit_modules(shape) if is_dit else build_modules(shape)
+    if not without_weights:
+        draw = seeds.generator(0, "random prior", name)
+        for module in filter(None, (first_stage, denoiser, embedding)):
+            fill_random(module.to_empty(device="cpu"), draw)
+        if is_dit:
+            denoiser.place_positions()
     if name == RELEASED:
         nn.init.zeros_(denoiser.conv_out.weight)
         nn.init.zeros_(denoiser.conv_out.bias)

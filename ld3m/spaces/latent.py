@@ -1,9 +1,11 @@
 """Latents of a frozen prior, through its reverse chain ("ld3m") or through its decoder alone ("autoencoder")."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ld3m import seeds
 from ld3m.chain import reverse_chain
@@ -34,6 +36,8 @@ class LatentSpace:
         learn: which of "latents" and "conditioning" are optimised.
         resolution: of the rendered images; decoded ones of another size are resized with antialiasing.
         chain: settings of the reverse chain; None decodes the latents as they are.
+        decoder_batch: images decoded at a time, with the decoder's activations recomputed in the backward pass, so that
+            those of one batch are held at once; None decodes all and keeps them.
     """
 
     def __init__(
@@ -45,8 +49,9 @@ class LatentSpace:
         learn: tuple[str, ...],
         resolution: int,
         chain: ChainSettings | None,
+        decoder_batch: int | None = None,
     ) -> None:
-        self.prior, self.resolution, self.chain = prior, resolution, chain
+        self.prior, self.resolution, self.chain, self.decoder_batch = prior, resolution, chain, decoder_batch
         tensors = {"latents": latents, "conditioning": conditioning}
         self.parameters = {
             name: tensor.detach().clone().requires_grad_(name in learn)
@@ -58,6 +63,17 @@ class LatentSpace:
         latents = self.parameters["latents"][rows]
         if self.chain is not None:
             latents = self._run_chain(latents, rows, noise_seed)
+        if self.decoder_batch is None:
+            return self._show(latents)
+        return torch.cat([_Recomputed.apply(self._show, part) for part in latents.split(self.decoder_batch)])
+
+    def hold(self, *, retain: float, micro_batch: int, decoder_batch: int | None) -> None:
+        """Change what is kept from the forward pass and evaluated at once; images and gradients stay."""
+        if self.chain is not None:
+            self.chain = replace(self.chain, retain=retain, micro_batch=micro_batch)
+        self.decoder_batch = decoder_batch
+
+    def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)
 
     def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
@@ -82,3 +98,26 @@ class LatentSpace:
 
     def project(self) -> None:
         """Latents and conditioning may go anywhere."""
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of one tensor whose activations are not kept but recomputed in the backward pass.
+
+    It draws nothing at random, so there is no generator to rewind, as `torch.utils.checkpoint` would; and what it holds
+    in the backward pass is seen by saved-tensor hooks, as everything else is.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(x)
+        return function(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent: Tensor) -> tuple[None, Tensor]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            result = ctx.function(x)
+        (gradient,) = torch.autograd.grad(result, x, cotangent)
+        return None, gradient

@@ -292,3 +292,39 @@ def test_errors(change, message, small_network):
     }
     with pytest.raises(InputError, match=message):
         dc_loss(small_network("ConvNet").float(), **arguments | change)
+
+
+@pytest.mark.parametrize("metric", ["layerwise-cosine", "mse", "cosine"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_real_images_in_chunks_give_the_same(metric, chunk, small_network, seeded, relative_error):
+    network, labels = small_network("ConvNet"), torch.tensor([3, 0])
+    real, found = seeded(2, 7, 3, 32, 32), []
+    images = seeded(2, 2, 3, 32, 32)
+    for size in (None, chunk):
+        synthetic = images.clone().requires_grad_()
+        losses = dc_loss(network, real, synthetic, labels, metric=metric, real_chunk=size)
+        losses.sum().backward()
+        found.append((losses, synthetic.grad))
+    for whole, cut in zip(*found, strict=True):
+        assert relative_error(cut, whole) < 1e-12
+
+
+def test_chunks_bound_the_memory_of_the_real_side(small_network, seeded, peak_bytes):
+    network, labels = small_network("ConvNet"), torch.tensor([1])
+    real, synthetic = seeded(1, 16, 3, 32, 32), seeded(1, 1, 3, 32, 32)
+    whole, cut = (
+        peak_bytes(lambda size=size: dc_loss(network, real, synthetic, labels, real_chunk=size)) for size in (None, 2)
+    )
+    assert cut < 0.3 * whole
+
+
+@pytest.mark.parametrize("name", ["ConvNet/batchnorm", "ViT-w0.125"])
+def test_networks_that_see_whole_batches_take_no_chunks(name, small_network, seeded):
+    network, images, labels = small_network(name), seeded(1, 4, 3, 32, 32), torch.tensor([0])
+    with pytest.raises(InputError, match="real_chunk=2 and a network with batch norm or active dropout"):
+        dc_loss(network, images, images, labels, real_chunk=2)
+    with pytest.raises(InputError, match="real_chunk as at least 1 image, got 0"):
+        dc_loss(network, images, images, labels, real_chunk=0)
+    network.eval()
+    whole, cut = (dc_loss(network, images, images[:, :1], labels, real_chunk=size) for size in (None, 2))
+    torch.testing.assert_close(cut, whole)

@@ -131,3 +131,17 @@ def test_errors(small_network):
     headless = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)).double()
     with pytest.raises(InputError, match=r"a network with embed\(images\).*Sequential.*networks.build"):
         dm_loss(headless, images, images)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 14])
+def test_real_images_in_chunks_give_the_same(chunk, small_network, seeded, relative_error):
+    """Chunks may hold images of more than one class."""
+    network, real, synthetic = small_network("ConvNet"), seeded(2, 7, 3, 32, 32), seeded(2, 2, 3, 32, 32)
+    whole, cut = (dm_loss(network, real, synthetic, real_chunk=size) for size in (None, chunk))
+    assert relative_error(cut, whole) < 1e-12
+
+
+def test_networks_that_see_whole_batches_take_no_chunks(small_network, seeded):
+    network, images = small_network("ConvNet/batchnorm"), seeded(1, 4, 3, 32, 32)
+    with pytest.raises(InputError, match="dm_loss got real_chunk=2 and a network with batch norm"):
+        dm_loss(network, images, images, real_chunk=2)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ld3m.errors import CheckpointError, ConfigError, InputError
-from ld3m.memory import saved_bytes
+from ld3m.footprint import saved_bytes
 from ld3m.priors import load_stylegan
 from ld3m.priors.stylegan import modulated_convolution
 from ld3m.priors.stylegan_filters import down_matrices, filtered_leaky_relu, low_pass, up_matrix

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ld3m.memory import saved_bytes
+from ld3m.footprint import saved_bytes
 from ld3m.priors import load_stylegan
 from ld3m.spaces import GladSpace
 

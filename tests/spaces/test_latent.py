@@ -1,5 +1,6 @@
 """Latents through the chain and through the decoder alone."""
 
+import types
 from dataclasses import replace
 
 import pytest
@@ -135,3 +136,44 @@ def test_an_unconditional_prior_has_latents_alone(reference_prior):
     assert images.shape == (1, 3, prior.native_resolution, prior.native_resolution)
     images.sum().backward()
     assert (rendering.parameters["latents"].grad.flatten(1).norm(dim=1) > 0).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("chain", [CHAIN, None])
+@pytest.mark.parametrize("decoder_batch", [1, 3, 4, 9])
+def test_a_recomputed_decoder_gives_the_same_bits(decoder_batch, chain, tiny_prior, monkeypatch, relative_error):
+    """As one that is kept and gets the same batches; another size of batch changes the rounding of convolutions."""
+
+    def run(size):
+        rendering = space(tiny_prior, chain=chain, conditioning=CONDITIONING if chain else None)
+        rendering.hold(retain=0.5, micro_batch=2, decoder_batch=size)
+        images = rendering.render(torch.tensor([3, 0, 2, 1]), (0,))
+        images.backward(torch.linspace(-1, 1, images.numel()).view_as(images))
+        return [images.detach(), *(parameter.grad for parameter in rendering.parameters.values())]
+
+    whole, recomputed = run(None), run(decoder_batch)
+    monkeypatch.setattr(latent, "_Recomputed", types.SimpleNamespace(apply=lambda function, x: function(x)))
+    for one, again, kept in zip(whole, recomputed, run(decoder_batch), strict=True):
+        assert torch.equal(again, kept)
+        assert relative_error(again, one) < 1e-5
+
+
+def test_a_recomputed_decoder_holds_one_batch_at_a_time(tiny_prior, saved_tensors):
+    peaks = {}
+    for size in (None, 4, 2, 1):
+        rendering = space(tiny_prior, chain=None, conditioning=None)
+        rendering.decoder_batch = size
+        with saved_tensors(tiny_prior.first_stage) as count:
+            images = rendering.render(torch.arange(4), (0,))
+            held = count.now
+            images.sum().backward()
+        assert held < 0.01 * count.peak or size is None
+        peaks[size] = count.peak
+    assert peaks[2] == pytest.approx(peaks[None] / 2, rel=0.05)
+    assert peaks[1] == pytest.approx(peaks[None] / 4, rel=0.05)
+
+
+def test_what_is_held_may_change_and_the_rest_of_the_chain_stays(tiny_prior):
+    rendering = space(tiny_prior)
+    rendering.hold(retain=0.25, micro_batch=3, decoder_batch=2)
+    assert rendering.chain == replace(CHAIN, retain=0.25, micro_batch=3)
+    assert rendering.decoder_batch == 2

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import ld3m
 from ld3m.errors import BackendError, ConfigError
-from ld3m.memory import saved_bytes
+from ld3m.footprint import saved_bytes
 from ld3m.priors import Execution
 from ld3m.priors.folder import save_prior
 from ld3m.priors.lean.blocks import Blocks

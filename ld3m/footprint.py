@@ -1,0 +1,130 @@
+"""What one image costs: bytes and floating-point operations, counted on the networks as they are.
+
+Nothing is estimated from a network's structure: each part of an iteration is run on one or two images, on the device of
+the prior, and what its operations allocate is counted. On the meta device that takes neither memory nor weights.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes of a forward pass and the backward pass after it, beyond what was there before.
+
+    Args:
+        held: between the two, the output included.
+        forward: at most in the forward pass.
+        peak: at most in both.
+        flops: of the forward pass.
+    """
+
+    held: int
+    forward: int
+    peak: int
+    flops: int
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of the tensors that operations inside the block have made and that are still alive: now, and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self._alive:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+class CudaLedger:
+    """The same from the allocator of a CUDA device, which also sees what kernels take for themselves."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> "CudaLedger":
+        self._before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        pass
+
+    @property
+    def now(self) -> int:
+        return torch.cuda.memory_allocated(self.device) - self._before
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) - self._before
+
+
+def footprint(call: Callable[[], Tensor], device: torch.device) -> Pass:
+    """Count the forward pass `call` and a backward pass from its result."""
+    with _ledger(call, device) as count, torch.enable_grad():
+        with FlopCounterMode(display=False) as flops:
+            output = call()
+        held, forward = count.now, count.peak
+        output.backward(torch.ones_like(output))
+    return Pass(held, forward, count.peak, flops.get_total_flops())
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Count the most bytes that `call` takes at once."""
+    with _ledger(call, device) as count:
+        call()
+    return count.peak
+
+
+def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:
+    """Count the bytes autograd keeps for the backward pass of `call`, the module's weights left out."""
+    weights = {p.untyped_storage()._cdata for p in module.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            held[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = call()  # alive while counting, so that no two saved tensors share an address
+    del output
+    return sum(held.values())
+
+
+def size_of(*modules: nn.Module) -> int:
+    """Return the bytes of the modules' weights and buffers."""
+    tensors = {t.untyped_storage()._cdata: t for m in modules for t in (*m.parameters(), *m.buffers())}
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+
+
+def _ledger(call: Callable[[], object], device: torch.device) -> Ledger | CudaLedger:
+    if device.type != "cuda":
+        return Ledger()
+    call()  # makes what the first call on a GPU leaves behind, such as workspaces
+    return CudaLedger(device)
