@@ -100,6 +100,8 @@ class DistillConfig:
     """Fraction of the chain's evaluations whose activations are kept, 0 to 1; planned when not given."""
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
+    compile: bool | None = None
+    """torch.compile of the matching losses, which takes minutes the first time; on a GPU when not given."""
     dtype: str | None = None
     """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
     attention: str = "auto"

@@ -140,7 +140,9 @@ def _sides(
     if algorithm == "dm":
         real = _line(lambda x: _embed(network, x), images, device)
         synthetic = _line(
-            lambda x: dm.mean_embeddings(network, x.requires_grad_()[None]).sum().backward(), images, device
+            lambda x: dm.mean_embeddings(dm.Embedding(network), x.requires_grad_()[None]).sum().backward(),
+            images,
+            device,
         )
         return real, replace(synthetic, each=ipc * synthetic.each)
     if algorithm == "dc":
@@ -151,6 +153,8 @@ def _sides(
             target = {name: weights[name].expand(len(x), *weights[name].shape) for name in names}
             return dc.match(network, weights, target, x, label.expand(len(x)))
 
+        if sees_whole_batches(network):  # class by class
+            return real, Line(_line(lambda x: match(x[None]), images, device)(ipc))
         one = _line(match, lambda count: images(count, 1), device)
         more = peak_bytes(partial(match, images(2, 2)), device) - one(2)  # by a second image of each of two classes
         return real, replace(one, each=one.each + (ipc - 1) * more / 2)
@@ -172,7 +176,7 @@ def _line(call: Callable[[Tensor], object], images: Callable[[int], Tensor], dev
 
 @torch.no_grad()
 def _embed(network: nn.Module, images: Tensor) -> Tensor:
-    return dm.mean_embeddings(fused(network), images[None])
+    return dm.mean_embeddings(dm.Embedding(fused(network)), images[None])
 
 
 @torch.no_grad()

@@ -50,6 +50,8 @@ class ClassMatching:
         self.space, self.dataset, self.config, self.device = space, dataset, config, device
         self.parameters: list[tuple[str, Tensor, float]] = []
         self._indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
+        # One object for all iterations, into which fresh weights go: compiled code is tied to it.
+        self._network = _network(config, dataset, seeds.generator(config.seed, "network", 0)).to(device).train()
         self._stream(classes_in_flight, real_chunk)
 
     def hold(self, plan: Plan) -> None:
@@ -61,9 +63,9 @@ class ClassMatching:
         self._groups, self._real_chunk = groups_of(real_batches, classes_in_flight), real_chunk
 
     def backward(self, iteration: int) -> float:
-        network = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
-        network = network.to(self.device).train()
-        total = 0.0
+        network, total = self._network, 0.0
+        fresh = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
+        network.load_state_dict(fresh.state_dict())
         for labels in self._groups:
             rows = rows_of(labels, self.config.ipc)
             rendered = self.space.render(rows.to(self.device), (iteration,))
@@ -72,11 +74,12 @@ class ClassMatching:
             reals = (self._real(iteration, label) for label in labels.tolist())
             real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
             synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
+            options = {"real_chunk": self._real_chunk, "compile": self.config.compile}
             if self.config.algorithm == "dc":
-                options = {"metric": self.config.metric, "real_chunk": self._real_chunk}
+                options["metric"] = self.config.metric
                 losses = dc_loss(network, real, synthetic, labels.to(self.device), **options)
             else:
-                losses = dm_loss(network, real, synthetic, real_chunk=self._real_chunk)
+                losses = dm_loss(network, real, synthetic, **options)
             del real  # as large as the activations of many images, and not needed on the way back
             losses.sum().backward()
             total += losses.sum().item()
@@ -136,6 +139,7 @@ class TrajectoryMatching:
             batches,
             unroll=config.unroll,
             augment=augment if config.augment else None,
+            compile=config.compile,
         )
         loss.backward()
         return loss.item()

@@ -63,8 +63,9 @@ def prepare(
     config = stored_or_given(folder, data_name, settings, DistillConfig)
     device = usable(config.device)
     # A generator's filters would be rounded as well: it stays in float32.
-    half = device.type == "cuda" and config.space != "glad"
-    config = replace(config, dtype=config.dtype or ("bfloat16" if half else "float32"))
+    is_cuda = device.type == "cuda"
+    dtype = config.dtype or ("bfloat16" if is_cuda and config.space != "glad" else "float32")
+    config = replace(config, dtype=dtype, compile=is_cuda if config.compile is None else config.compile)
     prior = _open_prior(config, prior, device)
     num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
     config = replace(config, cuda_graphs=num_layers is None and prior.lean.graphs is not None)

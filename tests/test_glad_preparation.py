@@ -128,7 +128,10 @@ def test_a_generator_with_classes_starts_from_those_of_the_data(make, stylegan_f
         ({"lr_codes": 0.0}, r"lr_codes is a number above 0, got 0.0"),
         ({"init": "nosuch"}, r"init is 'real', 'noise' or the folder of a distilled set, got 'nosuch'"),
         ({"space": "ld3m", "prior": "random:stylegan-32"}, r"random priors are random:cin256, .*; got .*stylegan-32"),
-        ({"memory_budget": "1MB"}, r"memory_budget of 1.00 MB does not hold the activations of one image from layer 4"),
+        (
+            {"memory_budget": "1MB"},
+            r"memory_budget of 1.00 MB does not hold the weights of .* and the activations of one image from layer 4",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(settings, message, make):

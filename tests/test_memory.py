@@ -167,7 +167,7 @@ def test_classes_and_images_are_cut_evenly():
 
 def test_the_real_batch_is_cut_only_as_far_as_needed():
     dear = replace(COSTS, real=Line(10, 100))
-    budgets = {chunk: 1000 + 40 + 80 + 10 * 300 + 10 * 128 + 10 + 100 * chunk for chunk in (64, 32)}
+    budgets = {chunk: 1000 + 40 + 80 + 10 * 300 + 10 * 128 + 10 * 3 + 10 + 100 * chunk for chunk in (64, 32)}
     assert planner(dear, retain=0.0).plan(budgets[64]).real_chunk is None
     assert planner(dear, retain=0.0).plan(budgets[32]).real_chunk == 32
     uncut = replace(dear, cuts_real_batch=False)

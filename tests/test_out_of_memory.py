@@ -62,7 +62,7 @@ def test_the_iteration_is_repeated_with_the_same_draws(error, go, tmp_path, monk
 
 def test_gradients_of_finished_classes_are_dropped(go, monkeypatch, relative_error):
     """Memory runs out at the second group of classes; that of the first has left its gradient."""
-    settings = {"memory_budget": 9_000_000, "retain": 0.0}
+    settings = {"memory_budget": 7_000_000, "retain": 0.0}
     expected = go(**settings)
     groups = []
     hold = ClassMatching.hold

@@ -22,14 +22,14 @@ def compiled(function: Callable) -> Callable:
     call = torch.compile(function, fullgraph=True, dynamic=False)
     failed = False
 
-    def run(*arguments: object) -> object:
+    def run(*arguments: object, **options: object) -> object:
         nonlocal failed
         if not failed:
             try:
-                return call(*arguments)
+                return call(*arguments, **options)
             except torch._dynamo.exc.TorchDynamoException as error:  # InductorError is one of them
                 failed = True
                 logger.warning("%s runs eager: it does not compile (%s)", function.__name__, str(error).splitlines()[0])
-        return function(*arguments)
+        return function(*arguments, **options)
 
     return run

@@ -5,12 +5,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ld3m.errors import InputError
+from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import buffers_of, weights_of
 from ld3m.matching.shapes import check_chunk, check_classes
 from ld3m.networks import fused
 
 
-def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor, *, real_chunk: int | None = None) -> Tensor:
+def dm_loss(
+    network: nn.Module, real: Tensor, synthetic: Tensor, *, compile: bool = False, real_chunk: int | None = None
+) -> Tensor:
     """Return the squared distance between mean embeddings, a sum over features, one per class, not summed.
 
     All classes of the call go through the network in one batch, the real ones without a graph. The network runs in the
@@ -20,6 +23,7 @@ def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor, *, real_chunk: 
         network: with `embed(images)` -> (B, features).
         real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient.
         synthetic: (C, S, 3, H, W), differentiable.
+        compile: run the synthetic side through torch.compile, once for each network object and shape.
         real_chunk: real images that go through the network at once; all when None. Not for a network that sees a batch
             as a whole (batch norm in train mode, active dropout).
 
@@ -34,20 +38,21 @@ def dm_loss(network: nn.Module, real: Tensor, synthetic: Tensor, *, real_chunk: 
             "build one with ld3m.networks.build or add the method"
         )
     with torch.no_grad():
-        target = mean_embeddings(fused(network), real, real_chunk)
-    return (mean_embeddings(network, synthetic) - target).square().sum(1)
+        target = mean_embeddings(Embedding(fused(network)), real, real_chunk)
+    embed = compiled(mean_embeddings) if compile else mean_embeddings
+    return (embed(Embedding(network), synthetic) - target).square().sum(1)
 
 
-def mean_embeddings(network: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
+def mean_embeddings(embedding: "Embedding", images: Tensor, chunk: int | None = None) -> Tensor:
     """Return the mean embedding (C, features) of images (C, B, 3, H, W), `chunk` of them at a time."""
-    state = {f"network.{name}": tensor for name, tensor in (weights_of(network) | buffers_of(network)).items()}
+    state = weights_of(embedding) | buffers_of(embedding)
     flat = images.flatten(0, 1)  # (C, B, 3, H, W) -> (C * B, 3, H, W)
-    parts = [functional_call(_Embedding(network), state, (part,)) for part in flat.split(chunk or len(flat))]
+    parts = [functional_call(embedding, state, (part,)) for part in flat.split(chunk or len(flat))]
     features = torch.cat(parts) if len(parts) > 1 else parts[0]  # (C * B, F)
     return features.unflatten(0, images.shape[:2]).mean(1)  # (C * B, F) -> (C, F)
 
 
-class _Embedding(nn.Module):
+class Embedding(nn.Module):
     """The network's embedding as a module's forward pass, which is what `functional_call` runs."""
 
     def __init__(self, network: nn.Module) -> None:

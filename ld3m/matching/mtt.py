@@ -1,12 +1,14 @@
 """Trajectory matching (MTT, Cazenavette et al. 2022): a student on synthetic images should end where an expert did."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ld3m.errors import InputError
+from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import (
     RngState,
     Weights,
@@ -44,6 +46,7 @@ def mtt_loss(
     *,
     unroll: str = "exact",
     augment: Augment | None = None,
+    compile: bool = False,
 ) -> Tensor:
     """Return |θ_N - target|² / |start - target|² after N steps of SGD θ ← θ - student_lr ∇ℓ(θ, images[batch]).
 
@@ -60,6 +63,8 @@ def mtt_loss(
         unroll: "exact", the gradient of the loss; "tesla", the one of TESLA (Cui et al. 2023), GLaD and LD3M, which
             takes the student's weights for constants.
         augment: called once a step as augment(images[batch], step); the gradient goes through it.
+        compile: run a student step, and the way back through it, through torch.compile, once for each network object
+            and size of a batch.
 
     Returns:
         The loss, a scalar.
@@ -71,6 +76,7 @@ def mtt_loss(
     lr, labels = student_lr.detach(), labels.to(device)
     differentiate = torch.is_grad_enabled() and (images.requires_grad or student_lr.requires_grad)
 
+    forth, back = (compiled(f) if compile else f for f in (gradient, directional))
     distance = _squared_distance(weights, goal)
     steps: list[_Step] = []
     for number, index in enumerate(batches):
@@ -80,7 +86,7 @@ def mtt_loss(
         if views.shape != pixels.shape:
             raise InputError(f"augment must keep the shape {tuple(pixels.shape)}, got {tuple(views.shape)}")
         step = _Step(weights, labels[index], index, pixels, views, rng_state(network, images))
-        slopes = gradient(network, weights, views.detach(), step.labels)
+        slopes = forth(network, weights, views.detach(), step.labels)
         weights = {name: weight - lr * slopes[name] for name, weight in weights.items()}
         if differentiate:
             steps.append(step)
@@ -88,19 +94,18 @@ def mtt_loss(
     if not differentiate:
         return loss
     pull = {name: 2 * (weight - goal[name]) / distance for name, weight in weights.items()}
-    return with_gradients(loss, [images, student_lr], _way_back(network, steps, pull, images, lr, unroll == "exact"))
+    found = _way_back(partial(back, network), steps, pull, images, lr, unroll == "exact")
+    return with_gradients(loss, [images, student_lr], found)
 
 
 def _way_back(
-    network: nn.Module, steps: list[_Step], pull: Weights, images: Tensor, lr: Tensor, exact: bool
+    back: Callable, steps: list[_Step], pull: Weights, images: Tensor, lr: Tensor, exact: bool
 ) -> list[Tensor]:
     """Return the derivatives in the images and in the learning rate; `pull` is the derivative in the last weights."""
     d_images, d_lr = torch.zeros_like(images), torch.zeros_like(lr)
     for step in reversed(steps):
         with replayed(step.rng):
-            slope, d_views, d_weights = directional(
-                network, step.weights, pull, step.views.detach(), step.labels, in_weights=exact
-            )
+            slope, d_views, d_weights = back(step.weights, pull, step.views.detach(), step.labels, in_weights=exact)
         (d_pixels,) = torch.autograd.grad(step.views, step.pixels, -lr * d_views)
         d_images.index_add_(0, step.index, d_pixels)
         d_lr -= slope
