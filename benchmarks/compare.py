@@ -27,7 +27,27 @@ VARIANTS = {
         "pixel": {"space": "pixel"},
     },
     "algorithms": {"dc": {"algorithm": "dc"}, "dm": {"algorithm": "dm"}, "mtt": {"algorithm": "mtt"}},
+    # D3HR and its alternatives, by `ld3m.sample_dataset`, beside LD3M.
+    "selectors": {
+        "one group": {"selector": "random"},
+        "best of 1e3 groups": {"selector": "group", "groups": 1000},
+        "best of 1e5 groups": {"selector": "group"},
+        "moments": {"selector": "moments"},
+        "noised k-means": {"selector": "kmeans"},
+        "ld3m": {},
+    },
 }
+BASELINES = {"random": "random real", "kmeans": "k-means real"}
+
+
+def make(data: str, out: Path, settings: dict[str, object]) -> ld3m.result.Result:
+    """Make one set; all that are sampled share the statistics of the classes, which are most of the work."""
+    options = {"resume": out.is_dir(), "evaluate": "none"}
+    if "selector" not in settings:
+        return ld3m.distill(data, out=out, **options, **settings)
+    first = Path("runs") / f"statistics-{Path(data).stem}"
+    ld3m.sample_dataset(data, out=first, selector="random", resume=first.is_dir(), evaluate="none")
+    return ld3m.sample_dataset(data, out=out, statistics=str(first / "statistics"), **options, **settings)
 
 
 def main() -> None:
@@ -35,6 +55,7 @@ def main() -> None:
     parser.add_argument("name", choices=VARIANTS)
     parser.add_argument("--data", default="builtin")
     parser.add_argument("--protocol", default="quick")
+    parser.add_argument("--networks", nargs="+", help="those of the protocol when not given")
     parser.add_argument("--label", help="name of the result files")
     parser.add_argument("settings", nargs="*", help="name=value, values as in YAML")
     arguments = parser.parse_args()
@@ -44,19 +65,24 @@ def main() -> None:
     lines, rows, baselines_done = [], {}, False
     for variant, settings in VARIANTS[arguments.name].items():
         out = Path("runs") / f"compare-{label}" / variant.replace(" ", "-")
-        result = ld3m.distill(arguments.data, out=out, resume=out.is_dir(), evaluate="none", **shared, **settings)
+        result = make(arguments.data, out, shared | settings)
         path = out / "evaluation.json"
         if path.is_file():
             report = Report.from_json(path.read_text())
         else:
-            baselines = () if baselines_done else ("random", "kmeans")
-            report = ld3m.evaluate(out, arguments.data, protocol=arguments.protocol, baselines=baselines)
+            report = ld3m.evaluate(
+                out,
+                arguments.data,
+                protocol=arguments.protocol,
+                networks=arguments.networks,
+                baselines=() if baselines_done else tuple(BASELINES),
+            )
         baselines_done = True
         for row in report.rows:
-            name = row["set"] if row["set"] in ("random", "kmeans") else variant
+            name = BASELINES.get(row["set"], variant)
             rows.setdefault(name, {})[row["network"]] = (row["mean"], row["std"])
         for name, score in report.unseen.items():
-            rows[name if name in ("random", "kmeans") else variant]["unseen mean"] = score
+            rows[BASELINES.get(name, variant)]["unseen mean"] = score
         print(f"{variant}: {report.unseen}", flush=True)
         lines.append({"variant": variant, "settings": dict(result.config), "evaluation": json.loads(report.to_json()),
                       "run": json.loads((out / "result.json").read_text())})  # fmt: skip
