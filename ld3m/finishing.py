@@ -39,7 +39,11 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
     folder = job.folder.path
     facts = read_mapping(folder / "result.json") if seconds_per_iteration is None else {}
     facts = facts or measured(  # before an evaluation adds to the peak
-        job, seconds, seconds_per_iteration=rounded(seconds_per_iteration), iterations=job.config.iterations
+        job,
+        seconds,
+        seconds_per_iteration=rounded(seconds_per_iteration),
+        iterations=job.config.iterations,
+        plan=None if job.plan is None else job.plan.facts(),
     )
     result.save(folder)
     draw_curves(folder)
@@ -80,7 +84,6 @@ def measured(job: _Job, seconds: float, **more: object) -> dict[str, object]:
         **more,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(job.device) if is_cuda else resident,
         "peak_memory_of": "CUDA allocator" if is_cuda else "resident size of the process",
-        "plan": None if job.plan is None else job.plan.facts(),
     }
 
 

@@ -65,7 +65,8 @@ def sample_dataset(
             job = prepare_sampling(data, settings, RunFolder(Path(scratch), resume=False, overwrite=False))
             _sample_classes(job, progress)
             loaded = load(scratch)
-            return replace(loaded, images=loaded.images.clone(), latents=loaded.latents.clone(), path=None)
+            parameters = {name: tensor.clone() for name, tensor in loaded.parameters.items()}
+            return replace(loaded, images=loaded.images.clone(), parameters=parameters, path=None)
     job = prepare_sampling(data, settings, RunFolder(Path(out), resume=resume, overwrite=overwrite))
     seconds_per_class = _sample_classes(job, progress)
     from ld3m.finishing import conclude, measured, rounded

@@ -250,7 +250,7 @@ def test_a_small_budget_streams_classes_to_the_same_result(distill_small, relati
         ClassMatching, "backward", lambda self, i: (seen.append(max(map(len, self._groups))), backward(self, i))[1]
     )
     small, large = (distill_small(memory_budget=budget, lr=0.01, iterations=1) for budget in (7_000_000, "1GB"))
-    assert seen == [1, 3]
+    assert seen[0] < seen[1] == 3
     assert relative_error(small.latents, large.latents) < 1e-5
     assert small.config["retain"] < large.config["retain"] == 1.0
 

@@ -173,7 +173,7 @@ def test_rows_carry_the_teacher_beside_random_images(toy, pair, teacher):
 def test_quick_takes_soft_labels_and_a_folder_keeps_both_tables(toy, pair, teacher, brief, tmp_path):
     from ld3m.result import Result
 
-    result = Result(*pair, toy.class_names, None, None, {"space": "ld3m"}, toy.mean, toy.std)
+    result = Result(*pair, toy.class_names, {}, {"space": "ld3m"}, toy.mean, toy.std)
     folder = result.save(tmp_path / "run")
     options = {
         "protocol": brief,
