@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 _OWN = (
     _CONFIG, _METRICS, _CHECKPOINT, "checkpoint.json", "distilled.safetensors", "grid.png", "curves.png",
-    "distilled.safetensors.partial", "evaluation.json", "evaluation-progress.json", "result.json", "report.html",
+    "distilled.safetensors.partial", "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
+    "result.json", "report.html",
 )  # fmt: skip
 # Setting that hands these files in from another run, perhaps from this very folder -> files
 _REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/*.safetensors"}

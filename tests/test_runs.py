@@ -84,6 +84,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
         "grid.png",
         "curves.png",
         "evaluation.json",
+        "evaluation-soft.json",
         "evaluation-progress.json",
         "result.json",
     ]
