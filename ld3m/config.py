@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -16,8 +17,10 @@ from ld3m.errors import ConfigError
 ALGORITHMS = ("dc", "dm", "mtt")
 SPACES = ("ld3m", "autoencoder", "glad", "pixel")
 METRICS = ("layerwise-cosine", "mse", "cosine")
-_Config = typing.TypeVar("_Config")  # a frozen dataclass of settings
 LEARNABLE = ("latents", "conditioning")
+DTYPES = ("float32", "bfloat16", "float64")
+
+Config = typing.TypeVar("Config")  # a frozen dataclass of settings
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class DistillConfig:
         if self.preset is not None:
             one_of(self.preset, "preset", tuple(PRESETS))
         if self.dtype is not None:
-            one_of(self.dtype, "dtype", ("float32", "bfloat16", "float64"))
+            one_of(self.dtype, "dtype", DTYPES)
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -224,7 +227,7 @@ def one_of(value: str, argument: str, valid: tuple[str, ...]) -> None:
         raise ConfigError(f"{argument} is one of {', '.join(valid)}; got {value!r}{hint}")
 
 
-def build(settings: Mapping[str, object], base: _Config | None = None) -> _Config:
+def build(settings: Mapping[str, object], base: Config | None = None) -> Config:
     """Make a config from named settings on top of `base`; unknown names and wrong types are refused."""
     base = base or DistillConfig()
     known = {field.name: field for field in fields(base)}
@@ -273,13 +276,33 @@ def read_yaml(path: Path) -> dict[str, object]:
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
-def to_yaml(config: _Config, **more: object) -> str:
+def to_yaml(config: Config, **more: object) -> str:
     """Write a config, and what else belongs beside it, as YAML."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    return yaml.safe_dump({**more, **plain}, sort_keys=False)
+    return yaml.safe_dump({**more, **to_plain(config)}, sort_keys=False)
 
 
-def differences(stored: _Config, given: _Config) -> list[str]:
+def to_plain(config: Config) -> dict[str, object]:
+    """Return a config's settings by name, as a file of settings has them: lists for tuples."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def takes(kind: type[Config]) -> Callable[[Callable], Callable]:
+    """Spell the fields of a config out in the signature of a function that takes them as `**settings`."""
+
+    def spell_out(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        settings = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for f in fields(kind)
+        ]
+        function.__signature__ = signature.replace(parameters=own + settings)
+        return function
+
+    return spell_out
+
+
+def differences(stored: Config, given: Config) -> list[str]:
     """List "name stored → given" for every setting in which two configs differ."""
     pairs = [(field.name, getattr(stored, field.name), getattr(given, field.name)) for field in fields(stored)]
     return [f"{name} {old!r} → {new!r}" for name, old, new in pairs if old != new]

@@ -1,11 +1,10 @@
 """The loop: iterate, log, checkpoint, resume; then render, save, evaluate and report."""
 
 import gc
-import inspect
 import logging
 import math
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ld3m import seeds
-from ld3m.config import DistillConfig
+from ld3m.config import DistillConfig, takes
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.memory import Plan, is_out_of_memory, size_text
 from ld3m.objectives import Objective, rows_of
@@ -27,6 +26,7 @@ _CHECKPOINT_SECONDS = 5.0
 _BUDGET = "budget"  # in a checkpoint: what was planned with after memory ran out, so that a resumed run does the same
 
 
+@takes(DistillConfig)
 def distill(
     data: object = "builtin",
     *,
@@ -214,16 +214,3 @@ def _render(job: Job) -> Result:
         std=dataset.std,
         path=None if job.folder is None else job.folder.path,
     )
-
-
-_own = [p for p in inspect.signature(distill).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-distill.__signature__ = inspect.Signature(
-    [
-        *_own,
-        *(
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-            for f in fields(DistillConfig)
-        ),
-    ]
-)
-del _own

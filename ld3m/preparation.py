@@ -1,12 +1,10 @@
 """From settings to everything an iteration needs, checked before the first second of work."""
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from ld3m import config as configuration
 from ld3m import data as data_room
 from ld3m import networks, result, seeds
 from ld3m.chain import chain_table
-from ld3m.config import DistillConfig
+from ld3m.config import Config, DistillConfig
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
@@ -29,7 +27,6 @@ from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
 
-_Config = TypeVar("_Config")  # a frozen dataclass of settings
 logger = logging.getLogger(__name__)
 
 
@@ -47,8 +44,7 @@ class Job:
 
     def stored_settings(self) -> dict[str, object]:
         """Return what is stored with the distilled set: nothing that differs between equal runs."""
-        settings = dataclasses.asdict(self.config)
-        return {"data": self.data_name, **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}}
+        return {"data": self.data_name, **configuration.to_plain(self.config)}
 
 
 def prepare(
@@ -117,8 +113,8 @@ def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: t
 
 
 def stored_or_given(
-    folder: RunFolder | None, data_name: str, settings: Mapping[str, object], kind: type[_Config]
-) -> _Config:
+    folder: RunFolder | None, data_name: str, settings: Mapping[str, object], kind: type[Config]
+) -> Config:
     """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
     if folder is None or not folder.is_resumed:
         return configuration.build(settings, kind())

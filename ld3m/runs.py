@@ -3,15 +3,13 @@
 import json
 import logging
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
-from ld3m.config import DistillConfig, build, read_yaml, to_yaml
+from ld3m.config import Config, DistillConfig, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.storage import clear_write_errors, is_temporary, load_tensors, save_tensors, write_json, write_text
 
-_Config = TypeVar("_Config")  # a frozen dataclass of settings
 logger = logging.getLogger(__name__)
 
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
@@ -53,12 +51,12 @@ class RunFolder:
         if is_taken and not resume and not overwrite:
             raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
 
-    def stored(self, kind: type[_Config] = DistillConfig) -> tuple[str, _Config]:
+    def stored(self, kind: type[Config] = DistillConfig) -> tuple[str, Config]:
         """Return (data, config) of the run that is resumed."""
         content = read_yaml(self.path / _CONFIG)
         return str(content.pop("data", "builtin")), build(content, kind())
 
-    def start(self, data: str, config: _Config) -> None:
+    def start(self, data: str, config: Config) -> None:
         """Make the folder a run with these settings; what is left of another run is removed."""
         if self.is_resumed:
             return

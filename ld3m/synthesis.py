@@ -1,12 +1,10 @@
 """Data sets sampled from a prior, class by class: gather statistics, choose latents by them, sample images."""
 
-import dataclasses
-import inspect
 import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ld3m import pictures, seeds
 from ld3m.chain import sample
+from ld3m.config import takes, to_plain
 from ld3m.errors import ConfigError
 from ld3m.result import DISTILLED, Result, load
 from ld3m.rows import RowFile
@@ -26,6 +25,7 @@ from ld3m.synthesis_preparation import SampleJob, prepare_sampling
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10  # what grid.png shows at most
 
 
+@takes(SampleConfig)
 def sample_dataset(
     data: object = "builtin",
     *,
@@ -116,8 +116,7 @@ def _row_file(job: SampleJob) -> RowFile:
         "mean": (torch.float32, (3,)),
         "std": (torch.float32, (3,)),
     }
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    about = {"class_names": list(dataset.class_names), "config": {"data": job.data_name, **settings}}
+    about = {"class_names": list(dataset.class_names), "config": {"data": job.data_name, **to_plain(config)}}
     rows = RowFile(job.folder.path / DISTILLED, shapes, {k: json.dumps(v, sort_keys=True) for k, v in about.items()})
     rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
     rows.write("mean", dataset.mean)
@@ -199,16 +198,3 @@ def _draw_grid(path: Path, result: Result) -> None:
     labels = torch.arange(min(len(result.class_names), _GRID_CLASSES))
     shown = (labels[:, None] * result.ipc + torch.arange(per_class)).flatten()
     pictures.save_png(path / "grid.png", pictures.grid(result.images[shown], max(per_class, 10)))
-
-
-_own = [p for p in inspect.signature(sample_dataset).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-sample_dataset.__signature__ = inspect.Signature(
-    [
-        *_own,
-        *(
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-            for f in fields(SampleConfig)
-        ),
-    ]
-)
-del _own

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from ld3m.config import one_of
+from ld3m.config import DTYPES, one_of
 from ld3m.errors import ConfigError
 from ld3m.ops.group_select import WEIGHTS
 
@@ -18,7 +18,7 @@ class SampleConfig:
     prior: str = "builtin"
     """Frozen generator with classes: "builtin", "random:NAME", a checkpoint, a diffusers folder or a hub id."""
     prior_config: str | None = None
-    """YAML of a CompVis checkpoint."""
+    """YAML of a CompVis checkpoint, not needed for cin256-v2; folder of a DiT's autoencoder."""
     selector: str = "group"
     """How latents are chosen: best "group" of many, one of exact "moments", "random", noised "kmeans" prototypes."""
     ipc: int = 1
@@ -68,7 +68,7 @@ class SampleConfig:
         if self.compat is not None:
             one_of(self.compat, "compat", ("d3hr",))
         if self.dtype is not None:
-            one_of(self.dtype, "dtype", ("float32", "bfloat16", "float64"))
+            one_of(self.dtype, "dtype", DTYPES)
         for name in ("ipc", "resolution", "groups", "real_images", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
