@@ -16,7 +16,7 @@ from ld3m.networks import fused
 from ld3m.priors.base import Prior
 from ld3m.spaces import LatentSpace
 
-_STUDENT_BATCH = 256  # at most; see `objectives.TrajectoryMatching`
+STUDENT_BATCH = 256  # images of a step of trajectory matching, at most
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _sides(
         more = peak_bytes(partial(match, images(2, 2)), device) - one(2)  # by a second image of each of two classes
         return real, replace(one, each=one.each + (ipc - 1) * more / 2)
     # The student's weights of every step and the expert's at two; of every batch the images, augmented, with a graph.
-    batch = min(_STUDENT_BATCH, num_classes * ipc)
+    batch = min(STUDENT_BATCH, num_classes * ipc)
     step = _line(
         lambda x: directional(network, weights, weights, x, label.expand(len(x)), in_weights=True), images, device
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ld3m import networks, seeds
 from ld3m.config import DistillConfig
+from ld3m.costs import STUDENT_BATCH
 from ld3m.data import Dataset
 from ld3m.experts import Experts
 from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss
@@ -33,8 +34,8 @@ class Objective(Protocol):
 class ClassMatching:
     """Gradient (DC) or feature (DM) matching, a few classes at a time.
 
-    Both losses are sums over classes, so that the classes in flight are rendered with their activations, matched,
-    back-propagated and freed before the next ones are met.
+    Both losses are sums over classes, so that the classes in flight are rendered with their activations, matched in one
+    pass, back-propagated and freed before the next ones are met.
     """
 
     def __init__(
@@ -145,11 +146,11 @@ class TrajectoryMatching:
         return loss.item()
 
     def _batches(self, draw: torch.Generator) -> Iterator[Tensor]:
-        """Yield the student's batches: permutations of all images, at most 256 at once."""
+        """Yield the student's batches: permutations of all images, at most `STUDENT_BATCH` at once."""
         num_images, drawn = len(self._labels), []
         for _ in range(self.config.student_steps):
             if not drawn:
-                drawn = list(torch.randperm(num_images, generator=draw).split(256))
+                drawn = list(torch.randperm(num_images, generator=draw).split(STUDENT_BATCH))
             yield drawn.pop().to(self.device)
 
 

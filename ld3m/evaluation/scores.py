@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from ld3m.errors import ConfigError
 from ld3m.evaluation.protocols import Protocol
+from ld3m.evaluation.report import SCORES
 from ld3m.evaluation.runner import Training
 
 FULL = "full"  # the set of all real training images
-NAMES = ("lrs", "ars")
 
 
 def label_robust(improvement: float, recovery: float) -> float:
@@ -38,8 +38,8 @@ def normalised(alpha: float) -> float:
 
 def check(names: Sequence[str], baselines: Sequence[str]) -> None:
     """Raise ConfigError for an unknown score, or where there are no random real images to compare with."""
-    if unknown := [name for name in names if name not in NAMES]:
-        raise ConfigError(f"scores are of {', '.join(NAMES)}; got {unknown[0]!r}")
+    if unknown := [name for name in names if name not in SCORES]:
+        raise ConfigError(f"scores are of {', '.join(SCORES)}; got {unknown[0]!r}")
     if names and "random" not in baselines:
         raise ConfigError(f"{names[0]} compares with random real images; keep 'random' among the baselines")
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ld3m.priors.lean.blocks import Blocks
 from ld3m.priors.lean.execution import Execution
-
-NUM_TIMESTEPS = 1000
+from ld3m.priors.shape import NUM_TRAIN_STEPS
 
 
 class LeanDenoiser:
@@ -34,7 +33,7 @@ class LeanDenoiser:
         self._cross_widths = [attention.to_out[0].out_features for attention in self.cross]
         self.table = None
         if execution.time_table:
-            self.table = self._rows(torch.arange(NUM_TIMESTEPS, device=unet.device))
+            self.table = self._rows(torch.arange(NUM_TRAIN_STEPS, device=unet.device))
 
     def row(self, timestep: int) -> Tensor:
         """Return what the network reads of a timestep: (sum of the residual blocks' channels,)."""
