@@ -5,12 +5,14 @@ states of its steps and H what the decoder keeps, the most that is held is the l
 
     the chain, forward            K + S + one micro-batch
     decoding                      K + S + H + one batch of the decoder, forward
-    matching                      K + S + H + the real side, or the synthetic one
+    matching                      K + S + H + the real images, and the network on them or on the synthetic ones
     the decoder, backward         K + S + H + one batch of the decoder, backward
     the chain, backward, kept     K + S + one micro-batch's gradients
     ... and recomputed            S + one micro-batch, forward and backward
 
-on top of what is always there. `footprint` counts each of them on one image; they grow with the number of images.
+on top of what is always there. `costs` counts each of them on a few images; they grow with the number of images. The
+network meets the synthetic images of all classes in flight at once, the real ones in chunks: of one class in gradient
+matching, whose gradient then stays until all are matched. What is compiled is counted as if it ran eager.
 """
 
 import math
@@ -61,7 +63,7 @@ class Plan:
     Args:
         retain: fraction of the chain's evaluations whose activations are kept, in hundredths.
         micro_batch: images a call of the denoiser.
-        classes_in_flight: classes rendered and matched together.
+        classes_in_flight: classes rendered together and matched in one pass.
         decoder_batch: images decoded at a time, their activations recomputed on the way back; None decodes all images
             in flight at once and keeps them.
         real_chunk: real images a call of the matched network; None takes them whole.

@@ -4,7 +4,8 @@ For D(g) with g = ∇_θ ℓ(θ, x) and v = ∂D/∂g, the directional derivativ
 ∂D/∂x = ∇_x s and ∂D/∂θ = ∇_θ s. Mixed derivatives commute, so both are d/dt of the first-order gradients
 (∇_x ℓ, ∇_θ ℓ)(θ + t v, x), and s is d/dt of ℓ: a forward-mode pass over an ordinary backward pass (Pearlmutter 1994).
 The other order, a backward pass over a forward-mode one, keeps more in memory, and torch 2.13 gets it wrong without a
-word for layer norm and for batch norm in train mode.
+word for layer norm and for batch norm in train mode. Compiled code alone differentiates the first-order gradients
+backwards, since torch.compile cannot trace group norm in forward mode.
 
 Weights are explicit: dictionaries of detached tensors by parameter name. A network with active dropout draws its masks
 from torch's global generators, as always; `rng_state` and `replayed` give a second pass the masks of the first.
@@ -51,8 +52,8 @@ def gradient(
 ) -> Weights:
     """Return ∇_θ ℓ for the weights in `names`, by default for all, to be differentiated no further.
 
-    Inside torch.func transforms and torch.compile, whose tracing autograd cannot enter, it is one of them itself; else
-    the network's fused ops are used.
+    Inside torch.func transforms and torch.compile, which autograd cannot be called in, `torch.func.grad` does it;
+    elsewhere autograd does, on the network's fused ops.
     """
     leaves = {name: weights[name].detach() for name in (weights if names is None else names)}
     if torch.compiler.is_compiling() or is_transformed():
@@ -86,7 +87,7 @@ def directional(
         return sum((slopes[name] * direction[name]).sum() for name in direction)
 
     with torch.no_grad():  # nothing outside the transforms records the pass
-        if torch.compiler.is_compiling():  # which cannot trace group norm in forward mode, and spares memory itself
+        if torch.compiler.is_compiling():  # no forward mode, see above; what is kept is the compiler's choice
             gradients, along = grad_and_value(slope, argnums)(images, moved)
         else:
             first_order = partial(grad_and_value(loss, argnums), images)
