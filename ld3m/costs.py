@@ -1,5 +1,6 @@
 """What the parts of an iteration cost, an image each: bytes and operations, counted with `footprint`."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,6 +84,8 @@ def count_costs(
     student_steps: int,
 ) -> Costs:
     """Count on the prior's device. Arguments as of `plan_memory`."""
+    if prior.lean.graphs is not None:  # a replay has its activations already, and its operations are not seen
+        prior = copy.copy(prior).streamline(replace(prior.lean.execution, cuda_graphs=False))
     device, shape = prior.device, (1, prior.latent_channels, latent_size, latent_size)
     latents, conditioning = torch.zeros(shape, device=device, requires_grad=True), None
     if has_chain and prior.conditioning_shape is not None:

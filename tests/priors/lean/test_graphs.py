@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import ld3m
+from ld3m.costs import count_costs
 from ld3m.priors import Execution
 from ld3m.priors.lean.graphs import GraphedDenoiser
 
@@ -102,6 +103,15 @@ def test_inputs_and_outputs_of_a_slot_stay_where_they_are(graphed):
     before = [x.data_ptr() for x in (*slot._inputs, slot._cotangent)]
     run(graphed)
     assert [x.data_ptr() for x in (*slot._inputs, slot._cotangent)] == before
+
+
+def test_costs_are_counted_without_graphs(graphed, eager):
+    """A replay makes nothing and calls nothing that could be counted."""
+    work = {"algorithm": "dm", "network": "ConvNet", "width": 4, "num_classes": 2, "ipc": 1, "student_steps": 1}
+    settings = {"resolution": 16, "latent_size": 8, "has_chain": True, "guidance_scale": 3.0, **work}
+    expected = count_costs(eager, **settings)
+    assert count_costs(graphed, **settings) == expected and expected.chain.flops > 0
+    assert graphed.lean.graphs.num_slots == 0  # the prior itself stays as it is
 
 
 def test_moving_a_prior_drops_what_was_recorded(graphed):
