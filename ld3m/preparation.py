@@ -25,6 +25,7 @@ from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.priors import Execution, Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder
+from ld3m.sampling import SampleConfig
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,8 @@ def prepare(
     config = replace(config, cuda_graphs=num_layers is None and prior.lean.graphs is not None)
     config = configuration.resolve(config, prior.native_resolution, num_layers)
     _check(config, prior)
-    dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+    dataset = load_data(data, config)
     dataset.train.require_per_class(config.ipc, "--ipc")
-    if config.evaluate != "none" and dataset.test is None:
-        raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
     if config.algorithm == "mtt":
         _check_experts(config, dataset, folder)
     plan = None
@@ -86,6 +85,14 @@ def prepare(
 
 def name_of(data: object) -> str:
     return str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
+
+
+def load_data(data: object, config: DistillConfig | SampleConfig) -> Dataset:
+    """Load the data as the settings say, with a test split where the run ends with an evaluation."""
+    dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+    if config.evaluate != "none" and dataset.test is None:
+        raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
+    return dataset
 
 
 def split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | StyleGAN | None]:

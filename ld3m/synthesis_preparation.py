@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ld3m import data as data_room
 from ld3m import seeds
 from ld3m.data import Dataset
 from ld3m.devices import usable
@@ -16,6 +15,7 @@ from ld3m.preparation import (
     check_latent_size,
     check_protocol,
     check_resolution,
+    load_data,
     name_of,
     split_prior,
     stored_or_given,
@@ -71,10 +71,8 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     check_protocol(config.evaluate, config.resolution)
     check_resolution(config.resolution, prior)
     check_latent_size(config.resolution // prior.downsample, prior)
-    dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+    dataset = load_data(data, config)
     config = _check_images(config, dataset)
-    if config.evaluate != "none" and dataset.test is None:
-        raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
     folder.start(data_name, config)
     return SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
