@@ -64,6 +64,11 @@ class GraphedDenoiser:
             self.num_slots += 1
         return GraphedEvaluation(self._free[key], inputs, wants)
 
+    def release(self) -> None:
+        """Let go of all slots with their activations; one that an evaluation holds goes with it."""
+        self._free.clear()
+        self.num_slots = 0
+
 
 class GraphedEvaluation:
     """An `Evaluation` out of a slot, given back when it is dropped, or at once where nothing more is wanted of it."""

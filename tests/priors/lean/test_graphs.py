@@ -1,5 +1,8 @@
 """Graphed evaluations: on a CPU with a recorder that replays by calling again, on a GPU with captured graphs."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ import ld3m
 from ld3m.costs import count_costs
 from ld3m.priors import Execution
 from ld3m.priors.lean.graphs import GraphedDenoiser
+from ld3m.spaces import LatentSpace
 
 
 def call_again(*functions):
@@ -103,6 +107,27 @@ def test_inputs_and_outputs_of_a_slot_stay_where_they_are(graphed):
     before = [x.data_ptr() for x in (*slot._inputs, slot._cotangent)]
     run(graphed)
     assert [x.data_ptr() for x in (*slot._inputs, slot._cotangent)] == before
+
+
+def test_released_slots_are_gone_with_what_holds_them(graphed):
+    evaluation = graphed.evaluate(torch.zeros(1, 3, 8, 8).double(), 5, graphed.null_conditioning(1), wants=(True, True))
+    slot = weakref.ref(evaluation._slot)
+    graphed.lean.graphs.release()
+    gc.collect()
+    assert graphed.lean.graphs.num_slots == 0 and slot() is not None
+    del evaluation
+    gc.collect()
+    assert slot() is None
+
+
+def test_another_plan_lets_go_of_the_slots_of_the_one_before(graphed, eager):
+    expected = run(eager, retain=1.0)
+    run(graphed, retain=1.0)
+    space = LatentSpace(graphed, torch.zeros(1, 3, 8, 8), None, learn=("latents",), resolution=16, chain=None)
+    space.hold(retain=0.0, micro_batch=1, decoder_batch=1)
+    assert graphed.lean.graphs.num_slots == 0
+    assert all(torch.equal(got, want) for got, want in zip(run(graphed), expected, strict=True))
+    assert graphed.lean.graphs.num_slots == 1
 
 
 def test_costs_are_counted_without_graphs(graphed, eager):
