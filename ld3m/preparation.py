@@ -24,7 +24,7 @@ from ld3m.memory import Plan, plan_memory
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.priors import Execution, Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
-from ld3m.runs import RunFolder
+from ld3m.runs import RunFolder, claim
 from ld3m.sampling import SampleConfig
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
 
@@ -52,9 +52,7 @@ def prepare(
     data: object, settings: Mapping[str, object], *, out: str | Path | None, resume: bool, overwrite: bool
 ) -> Job:
     """Check settings, folder, prior and data, in this order, and build what the loop needs."""
-    if out is None and (resume or overwrite):
-        raise ConfigError("resume and overwrite need out=, the folder of the run")
-    folder = None if out is None else RunFolder(Path(out), resume=resume, overwrite=overwrite)
+    folder = claim(out, resume=resume, overwrite=overwrite)
     settings, prior = split_prior(dict(settings))
     data_name = name_of(data)
     config = stored_or_given(folder, data_name, settings, DistillConfig)

@@ -23,6 +23,15 @@ _REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 
 
+def claim(out: str | Path | None, *, resume: bool, overwrite: bool) -> "RunFolder | None":
+    """Open the folder of a run; None for one that is kept in memory only."""
+    if out is not None:
+        return RunFolder(Path(out), resume=resume, overwrite=overwrite)
+    if resume or overwrite:
+        raise ConfigError("resume and overwrite need out=, the folder of the run")
+    return None
+
+
 class RunFolder:
     """One run's folder. Nothing is written before `start`, so that a refused run leaves nothing behind.
 

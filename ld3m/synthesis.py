@@ -17,7 +17,7 @@ from ld3m.config import takes, to_plain
 from ld3m.errors import ConfigError
 from ld3m.result import DISTILLED, Result, load
 from ld3m.rows import RowFile
-from ld3m.runs import RunFolder
+from ld3m.runs import RunFolder, claim
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
 from ld3m.storage import load_tensors, save_tensors
 from ld3m.synthesis_preparation import SampleJob, prepare_sampling
@@ -58,16 +58,15 @@ def sample_dataset(
         InputError: classes of the data that are none of the prior's.
     """
     started = time.perf_counter()
-    if out is None:
-        if resume or overwrite:
-            raise ConfigError("resume and overwrite need out=, the folder of the run")
+    folder = claim(out, resume=resume, overwrite=overwrite)
+    if folder is None:
         with tempfile.TemporaryDirectory() as scratch:
             job = prepare_sampling(data, settings, RunFolder(Path(scratch), resume=False, overwrite=False))
             _sample_classes(job, progress)
             loaded = load(scratch)
             parameters = {name: tensor.clone() for name, tensor in loaded.parameters.items()}
             return replace(loaded, images=loaded.images.clone(), parameters=parameters, path=None)
-    job = prepare_sampling(data, settings, RunFolder(Path(out), resume=resume, overwrite=overwrite))
+    job = prepare_sampling(data, settings, folder)
     seconds_per_class = _sample_classes(job, progress)
     from ld3m.finishing import conclude, measured, rounded
     from ld3m.report import read_mapping
