@@ -98,7 +98,8 @@ class DistillConfig:
     unroll: str = "exact"
     """Gradient through the student: "exact", or "tesla", which leaves out second-order terms (mtt)."""
     memory_budget: str | int | None = None
-    """Memory for all that is on the device, such as "8GB"; a share of the device's when not given."""
+    """Memory for all that is on the device, in glad for the generator and its images alone, such as "8GB"; a share of
+    the device's when not given."""
     retain: float | None = None
     """Fraction of the chain's evaluations whose activations are kept, 0 to 1; planned when not given."""
     device: str | None = None
