@@ -32,6 +32,7 @@ def cases(suite: str, device: str) -> Iterator[dict]:
             "shape": (groups, ipc, dim),
             "dtype": "float32",
             "against": "published, groups stored by the 10,000",
+            "tolerance": 0.3,  # the best of other groups
             "ours": lambda std=std, ipc=ipc, groups=groups: ours(std, ipc, groups),
             "baseline": lambda mean=mean, std=std, ipc=ipc, groups=groups: published(mean, std, ipc, groups),
             "bytes": 4 * dim,

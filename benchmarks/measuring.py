@@ -1,0 +1,204 @@
+"""Check a case of a benchmark against its baseline, then time both and count their memory.
+
+A case is a dictionary of name, mode, shape, dtype, against, and of two functions without arguments, `ours` and
+`baseline`. It may also have
+
+    bytes, flops     read and written, computed by one call of ours; flops may be a function that counts them
+    tolerance        largest error that is let pass; None where the two are not to give the same tensors
+    runs             timed runs of each
+    context          a context manager inside which the baseline runs
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ld3m.footprint import Ledger
+from ld3m.ops.backends import BACKENDS
+
+MIB = 2**20
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 3e-2}
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+
+
+class WrongResult(Exception):
+    """Ours and the baseline differ by more than the case's tolerance."""
+
+
+class _Watch(Ledger):
+    """The ledger of memory, which also notes the backends that the ops of ld3m ran on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backends: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "ld3m":
+            self.backends |= {a for a in args if isinstance(a, str) and a in BACKENDS}
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+def measure(case: dict, device: torch.device, seconds: float, runs: int) -> dict:
+    """Return the measured part of a row.
+
+    Args:
+        seconds: about how long to time the two.
+        runs: of each, where the case has no number of its own.
+    """
+    ours, baseline, context = case["ours"], case["baseline"], case.get("context", contextlib.nullcontext)
+    started = time.perf_counter()
+    result = ours()
+    _synchronise(device)
+    first = time.perf_counter() - started
+    with context():
+        error = _error(case, result, baseline())
+    del result
+    with _Watch() as watch:
+        ours()
+    memory = _cuda_peak if device.type == "cuda" else _cpu_peak
+    ours_mib = memory(ours)
+    with context():
+        baseline_mib = memory(baseline)
+    times = {"ours": [], "baseline": []}
+    clock = _cuda_clock if device.type == "cuda" else _cpu_clock
+    least, ended = case.get("runs", runs), time.perf_counter() + seconds
+    while len(times["ours"]) < least or (time.perf_counter() < ended and len(times["ours"]) < 10 * least):
+        times["ours"].append(clock(ours))
+        with context():
+            times["baseline"].append(clock(baseline))
+    # Another job on a shared CPU can only add time, so its smallest time is what a call takes; a GPU is not shared.
+    summary = statistics.median if device.type == "cuda" else min
+    best = {name: 1e3 * summary(values) for name, values in times.items()}
+    row = {
+        **best,
+        "ratio": best["baseline"] / best["ours"],
+        "unit": "ms",
+        "statistic": "median of CUDA events" if device.type == "cuda" else "smallest CPU time of one thread",
+        "ours_mib": ours_mib,
+        "baseline_mib": baseline_mib,
+        "runs": len(times["ours"]),
+        "spread": {name: [1e3 * q for q in _quartiles(values)] for name, values in times.items()},
+        "error": error,
+        "backend": "+".join(sorted(watch.backends)) or "torch",
+        "first_call_s": first,
+    }
+    if device.type == "cuda":
+        row["launches"] = {"ours": _launches(ours)}
+        with context():
+            row["launches"]["baseline"] = _launches(baseline)
+    return row
+
+
+def _error(case: dict, ours: object, baseline: object) -> float | None:
+    """Return the largest difference relative to the baseline's largest value; raise when it is too large."""
+    pairs = list(zip(*([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (ours, baseline)), strict=False))
+    if not all(bool(torch.isfinite(t).all()) for pair in pairs for t in pair):
+        raise WrongResult(f"{case['name']}: a result is not finite")
+    tolerance = case.get("tolerance", TOLERANCE[case["dtype"]])
+    if tolerance is None:
+        return None
+    error = 0.0
+    for got, wanted in pairs:
+        if not got.is_floating_point():  # indices: the share of those that differ, where two distances are as good
+            error = max(error, (got != wanted).double().mean().item())
+        elif got.numel():
+            error = max(error, ((got.double() - wanted.double()).abs().max() / wanted.double().abs().max()).item())
+    if not pairs or error > tolerance:
+        raise WrongResult(f"{case['name']}: error {error:.2e} against {case['against']}, at most {tolerance:.0e} is right")
+    return error
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _cpu_clock(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def _cuda_clock(call: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _cpu_peak(call: Callable[[], object]) -> float:
+    """Count what the operations allocate; what a kernel takes for itself while it runs is not seen."""
+    with Ledger() as count:
+        call()
+    return count.peak / MIB
+
+
+def _cuda_peak(call: Callable[[], object]) -> float:
+    """Return the allocator's peak, of all that is on the device."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / MIB
+
+
+def _launches(call: Callable[[], object]) -> int:
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if event.key.startswith(_LAUNCHES))
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    if len(values) < 2:
+        return values * 3
+    return statistics.quantiles(values, n=4)
+
+
+def peaks(device: torch.device) -> dict[str, float]:
+    """Measure a large copy, in GB/s, and a large bfloat16 matrix product, in TFLOP/s: what a GPU can do at most."""
+    if device.type != "cuda":
+        return {}
+    source = torch.empty(2**28, device=device)  # 1 GiB
+    target, factor = torch.empty_like(source), torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    copy, product = (_median(call) for call in (lambda: target.copy_(source), lambda: factor @ factor))
+    return {"copy_gbs": 2 * source.nbytes / copy / 1e9, "matmul_tflops": 2 * 8192**3 / product / 1e12}
+
+
+def _median(call: Callable[[], object]) -> float:
+    for _ in range(3):
+        call()
+    return statistics.median(_cuda_clock(call) for _ in range(20))
+
+
+def rates(case: dict, row: dict, best: dict[str, float]) -> dict[str, float]:
+    """Return achieved rates of ours, and their shares of the best that was measured."""
+    found: dict[str, float] = {}
+    seconds, flops = row["ours"] / 1e3, case.get("flops")
+    if "bytes" in case:
+        found["gbs"] = case["bytes"] / seconds / 1e9
+    if flops is not None:
+        found["tflops"] = (flops() if callable(flops) else flops) / seconds / 1e12
+    for name, rate in list(found.items()):
+        reference = {"gbs": "copy_gbs", "tflops": "matmul_tflops"}[name]
+        if reference in best:
+            found[f"{name}_share"] = rate / best[reference]
+    return found
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the block with one thread of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

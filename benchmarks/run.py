@@ -1,0 +1,134 @@
+"""Every benchmark in one run: ours against what it stands for, checked, then timed side by side.
+
+    python -m benchmarks.run --suite cpu|gpu|smoke [--op NAME] [--official-ld3m DIR] [--official-glad DIR] [--json FILE]
+
+"cpu" takes one thread and the smallest CPU time of interleaved runs, "gpu" the median of CUDA events; `ratio` is the
+baseline's time over ours. "smoke" is everything in its smallest form. `--op` takes the rows whose names start with
+NAME. The official rows run a checkout of the original repositories, which is not part of this one.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from benchmarks.measuring import measure, one_thread, peaks, rates
+from ld3m.finishing import versions
+
+SUITES = ("cpu", "gpu", "smoke")
+OPS = (
+    "reverse_step", "nearest_code", "instance_norm_relu_pool", "group_norm_silu", "gradient_distance", "group_select",
+)  # fmt: skip
+# Module: what the names of its rows start with.
+MODULES = {op: (op,) for op in OPS} | {"denoiser": ("denoiser", "attention")}
+SECONDS = {"cpu": 3.0, "gpu": 3.0, "smoke": 0.05}
+RUNS = {"cpu": 20, "gpu": 20, "smoke": 2}
+ROOT = Path(__file__).parent.parent
+
+
+def cases(suite: str, device: str, op: str = "") -> Iterator[dict]:
+    """Yield the cases whose names start with `op`."""
+    for module, prefixes in MODULES.items():
+        if not any(op.startswith(prefix) or prefix.startswith(op) for prefix in prefixes):
+            continue
+        for case in import_module(f"benchmarks.{module}").cases(suite, device):
+            if case["name"].startswith(op):
+                yield case
+
+
+def main() -> None:
+    options = parse()
+    if options.suite == "gpu" and not torch.cuda.is_available():
+        sys.exit("--suite gpu needs a CUDA device and none is there; take --suite cpu, or --suite smoke")
+    device = torch.device("cuda" if options.suite == "gpu" else "cpu")
+    about = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
+        "versions": versions() | optional_versions(),
+        "commit": commit(),
+        "command": f"python -m benchmarks.run {shlex.join(sys.argv[1:])}",
+    }
+    rows = []
+    # Compiled code from earlier runs would hide what compilation costs.
+    with tempfile.TemporaryDirectory() as cache, one_thread():
+        if device.type == "cuda":
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+        best = peaks(device)
+        for name, rate in best.items():
+            print(f"{name} {rate:.1f}")
+        for case in cases(options.suite, device.type, options.op):
+            rows.append(row_of(case, device, options.suite, best) | about)
+            print(line_of(rows[-1]), flush=True)
+            write(options.json, rows)
+    if not rows:
+        known = ", ".join(prefix for prefixes in MODULES.values() for prefix in prefixes)
+        sys.exit(f"no row's name starts with {options.op!r}; names start with {known}")
+    write(options.json, rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--op", default="", metavar="NAME", help="only rows whose names start with it")
+    parser.add_argument("--official-ld3m", type=Path, metavar="DIR", help="checkout of the released LD3M code")
+    parser.add_argument("--official-glad", type=Path, metavar="DIR", help="checkout of the released GLaD code")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the rows go")
+    return parser.parse_args()
+
+
+def row_of(case: dict, device: torch.device, suite: str, best: dict[str, float]) -> dict:
+    """Measure a case and return its row, without what all rows of a run share."""
+    row = {key: case[key] for key in ("name", "mode", "shape", "dtype", "against")}
+    row |= measure(case, device, SECONDS[suite], RUNS[suite])
+    return row | rates(case, row, best)
+
+
+def line_of(row: dict) -> str:
+    """Return a row as a line of the table."""
+    memory = f"{row['ours_mib']:9.2f} / {row['baseline_mib']:9.2f} MiB"
+    time = f"{row['ours']:10.3f} / {row['baseline']:10.3f} {row['unit']}"
+    share = "".join(f"  {100 * row[k]:.0f} % {k.split('_')[0]}" for k in ("gbs_share", "tflops_share") if k in row)
+    name = f"{row['name']} {row['mode']} {row['dtype']}"
+    return f"{name:62} x{row['ratio']:7.2f}  {time}  {memory}  {row['backend']:7} against {row['against']}{share}"
+
+
+def write(path: Path | None, rows: list[dict]) -> None:
+    """Write the rows so far: a run that breaks off keeps what it has."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def optional_versions() -> dict[str, str]:
+    found = {"cuda": str(torch.version.cuda)} if torch.version.cuda else {}
+    if importlib.util.find_spec("triton") is not None:
+        found["triton"] = importlib.metadata.version("triton")
+    return found
+
+
+def commit() -> str:
+    """Return the commit that was measured, with a mark when files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
