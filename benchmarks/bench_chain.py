@@ -23,9 +23,9 @@ import ld3m
 from ld3m.priors import Execution
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import official
+from benchmarks.chain import GUIDANCE, inputs, ours, schemes
 
-IMAGES, GUIDANCE = 10, 3.0
+IMAGES = 10
 LARGE = 128  # images of the memory runs: enough to stand out from what an idle process takes
 RESULTS = Path(__file__).parent / "results" / "chain_cpu.json"
 
@@ -48,45 +48,19 @@ def streamlined():
     return ld3m.load_prior("random:builtin").streamline(Execution())
 
 
-def inputs(prior, images: int = IMAGES) -> tuple[Tensor, ...]:
-    draw = torch.Generator().manual_seed(0)
-    side = prior.native_resolution // prior.downsample
-    latents, noise, cotangent = torch.randn(3, images, prior.latent_channels, side, side, generator=draw)
-    conditioning = prior.embed(torch.arange(images) % prior.num_classes).clone()
-    return latents.requires_grad_(), conditioning.requires_grad_(), noise, cotangent
-
-
-def ours(prior, latents, conditioning, noise, cotangent, *, steps: int, retain: float) -> tuple[Tensor, ...]:
-    state = ld3m.reverse_chain(
-        prior, latents, conditioning, steps=steps, guidance_scale=GUIDANCE, noise=noise, retain=retain
-    )
-    return torch.autograd.grad(state, (latents, conditioning), cotangent)
-
-
-def schemes(prior, streamlined, steps: int) -> dict[str, object]:
-    arguments = inputs(prior)
-    return {
-        "official": lambda: official.iteration(prior, *arguments, steps=steps, guidance_scale=GUIDANCE),
-        "recompute": lambda: ours(prior, *arguments, steps=steps, retain=0.0),
-        "retain": lambda: ours(prior, *arguments, steps=steps, retain=1.0),
-        "recompute, streamlined": lambda: ours(streamlined, *arguments, steps=steps, retain=0.0),
-        "retain, streamlined": lambda: ours(streamlined, *arguments, steps=steps, retain=1.0),
-    }
-
-
 LEAST = {"recompute": 1.25, "retain": 1.7, "recompute, streamlined": 1.4, "retain, streamlined": 2.0}
 
 
 @pytest.mark.parametrize("scheme", ["official", *LEAST])
 def test_time_of_an_iteration(benchmark, prior, streamlined, scheme):
     benchmark.group = f"chain, T = 10, {IMAGES} images, {prior.name}"
-    run = schemes(prior, streamlined, steps=10)[scheme]
+    run = schemes(prior, streamlined, 10, IMAGES)[scheme]
     grads = benchmark.pedantic(run, rounds=3, warmup_rounds=1)
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
 def test_faster_than_the_official_scheme(prior, streamlined):
-    runs = schemes(prior, streamlined, steps=10)
+    runs = schemes(prior, streamlined, 10, IMAGES)
     expected = runs["official"]()
     for name in LEAST:
         for got, wanted in zip(runs[name](), expected, strict=True):
@@ -127,7 +101,7 @@ def peak_saved_bytes(prior, steps: int) -> int:
         return box
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
-        ours(prior, *inputs(prior), steps=steps, retain=0.0)
+        ours(prior, *inputs(prior, IMAGES), steps=steps, retain=0.0)
     gc.collect()
     return peak
 

@@ -31,7 +31,12 @@ OPS = (
     "reverse_step", "nearest_code", "instance_norm_relu_pool", "group_norm_silu", "gradient_distance", "group_select",
 )  # fmt: skip
 # Module: what the names of its rows start with.
-MODULES = {op: (op,) for op in OPS} | {"denoiser": ("denoiser", "attention")}
+MODULES = {op: (op,) for op in OPS} | {
+    "denoiser": ("denoiser", "attention"),
+    "chain": ("chain",),
+    "dc_loss": ("dc_loss",),
+    "main_job": ("main-job",),
+}
 SECONDS = {"cpu": 3.0, "gpu": 3.0, "smoke": 0.05}
 RUNS = {"cpu": 20, "gpu": 20, "smoke": 2}
 ROOT = Path(__file__).parent.parent
