@@ -3,7 +3,8 @@
 A case is a dictionary of name, mode, shape, dtype, against, and of two functions without arguments, `ours` and
 `baseline`. It may also have
 
-    bytes, flops     read and written, computed by one call of ours; flops may be a function that counts them
+    bytes            read and written by one call of ours
+    work             a function that does the work of ours without CUDA graphs, whose operations are counted
     tolerance        largest error that is let pass; None where the two are not to give the same tensors
     runs             timed runs of each
     context          a context manager inside which the baseline runs
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from ld3m.footprint import Ledger
 from ld3m.ops.backends import BACKENDS
@@ -58,7 +61,8 @@ def measure(case: dict, device: torch.device, seconds: float, runs: int) -> dict
     with context():
         error = _error(case, result, baseline())
     del result
-    with _Watch() as watch:
+    # A mode that watches operations and compiled code exclude each other.
+    with _Watch() as watch, torch.compiler.set_stance("force_eager"):
         ours()
     memory = _cuda_peak if device.type == "cuda" else _cpu_peak
     ours_mib = memory(ours)
@@ -109,7 +113,9 @@ def _error(case: dict, ours: object, baseline: object) -> float | None:
         elif got.numel():
             error = max(error, ((got.double() - wanted.double()).abs().max() / wanted.double().abs().max()).item())
     if not pairs or error > tolerance:
-        raise WrongResult(f"{case['name']}: error {error:.2e} against {case['against']}, at most {tolerance:.0e} is right")
+        raise WrongResult(
+            f"{case['name']}: error {error:.2e} against {case['against']}, at most {tolerance:.0e} is right"
+        )
     return error
 
 
@@ -134,8 +140,8 @@ def _cuda_clock(call: Callable[[], object]) -> float:
 
 
 def _cpu_peak(call: Callable[[], object]) -> float:
-    """Count what the operations allocate; what a kernel takes for itself while it runs is not seen."""
-    with Ledger() as count:
+    """Count what the operations allocate, eager ones in place of compiled ones; not what a kernel takes while it runs."""
+    with Ledger() as count, torch.compiler.set_stance("force_eager"):
         call()
     return count.peak / MIB
 
@@ -178,14 +184,30 @@ def _median(call: Callable[[], object]) -> float:
     return statistics.median(_cuda_clock(call) for _ in range(20))
 
 
+class _Flops(TorchDispatchMode):
+    """Floating-point operations of products and convolutions inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if formula := flop_registry.get(function._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def rates(case: dict, row: dict, best: dict[str, float]) -> dict[str, float]:
     """Return achieved rates of ours, and their shares of the best that was measured."""
     found: dict[str, float] = {}
-    seconds, flops = row["ours"] / 1e3, case.get("flops")
+    seconds = row["ours"] / 1e3
     if "bytes" in case:
         found["gbs"] = case["bytes"] / seconds / 1e9
-    if flops is not None:
-        found["tflops"] = (flops() if callable(flops) else flops) / seconds / 1e12
+    if "work" in case:
+        with _Flops() as count, torch.compiler.set_stance("force_eager"):
+            case["work"]()
+        found["tflops"] = count.total / seconds / 1e12
     for name, rate in list(found.items()):
         reference = {"gbs": "copy_gbs", "tflops": "matmul_tflops"}[name]
         if reference in best:

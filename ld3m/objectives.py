@@ -12,6 +12,7 @@ from ld3m.costs import STUDENT_BATCH
 from ld3m.data import Dataset
 from ld3m.experts import Experts
 from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss
+from ld3m.matching.mtt import Augment
 from ld3m.memory import Plan
 from ld3m.spaces import Space
 
@@ -119,31 +120,36 @@ class TrajectoryMatching:
         self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
 
     def backward(self, iteration: int) -> float:
-        config = self.config
-        draw = seeds.generator(config.seed, "trajectory", iteration)
-        expert = int(torch.randint(len(self.experts), (), generator=draw))
-        epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
-        start, target = self.experts.pair(expert, epoch, config.expert_epochs)
         rendered = self.space.render(torch.arange(len(self._labels), device=self.device), (iteration,))
-        batches = list(self._batches(draw))
-
-        def augment(images: Tensor, step: int) -> Tensor:
-            return dsa.augment(images, seeds.generator(config.seed, "augment", iteration, step))
-
+        start, target, batches, augment = self._draws(iteration)
         loss = mtt_loss(
             self._network,
-            [tensor.to(self.device) for tensor in start],
-            [tensor.to(self.device) for tensor in target],
+            start,
+            target,
             self.dataset.normalise(rendered),
             self._labels,
             self.parameters[0][1],
             batches,
-            unroll=config.unroll,
-            augment=augment if config.augment else None,
-            compile=config.compile,
+            unroll=self.config.unroll,
+            augment=augment,
+            compile=self.config.compile,
         )
         loss.backward()
         return loss.item()
+
+    def _draws(self, iteration: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Augment | None]:
+        """Draw an expert's weights at two epochs, the student's batches and its augmentation."""
+        config = self.config
+        draw = seeds.generator(config.seed, "trajectory", iteration)
+        expert = int(torch.randint(len(self.experts), (), generator=draw))
+        epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
+        ends = self.experts.pair(expert, epoch, config.expert_epochs)
+        start, target = ([tensor.to(self.device) for tensor in end] for end in ends)
+
+        def augment(images: Tensor, step: int) -> Tensor:
+            return dsa.augment(images, seeds.generator(config.seed, "augment", iteration, step))
+
+        return start, target, list(self._batches(draw)), augment if config.augment else None
 
     def _batches(self, draw: torch.Generator) -> Iterator[Tensor]:
         """Yield the student's batches: permutations of all images, at most `STUDENT_BATCH` at once."""

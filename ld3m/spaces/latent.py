@@ -79,11 +79,7 @@ class LatentSpace:
         return to_pixels(self.prior.decode(latents), self.resolution)
 
     def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        chain = self.chain
-        purpose = () if chain.noise == "fixed" else noise_seed
-        # Drawn for all images, so that an image's noise does not depend on which others are rendered with it.
-        draw = seeds.generator(chain.seed, "noise", *purpose)
-        noise = torch.randn(self.parameters["latents"].shape, generator=draw).to(latents)[rows]
+        chain, noise = self.chain, self.noise(rows, noise_seed)
         conditioning = self.parameters.get("conditioning")
         return reverse_chain(
             self.prior,
@@ -97,6 +93,13 @@ class LatentSpace:
             retain=chain.retain,
             micro_batch=chain.micro_batch,
         )
+
+    def noise(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        """Draw the noise (n, c, h, w) of the rows' chains."""
+        latents, purpose = self.parameters["latents"], () if self.chain.noise == "fixed" else noise_seed
+        # Drawn for all images, so that an image's noise does not depend on which others are rendered with it.
+        draw = seeds.generator(self.chain.seed, "noise", *purpose)
+        return torch.randn(latents.shape, generator=draw).to(latents)[rows]
 
     def project(self) -> None:
         """Latents and conditioning may go anywhere."""
