@@ -162,7 +162,7 @@ def released_iteration(space: ReleasedSpace, objective: ClassMatching | Trajecto
             normalise(space.render(part, (0,))).backward(cotangent)
 
 
-def image_gradient(objective: ClassMatching | TrajectoryMatching, images: Tensor) -> Tensor:
+def image_gradient(objective: ClassMatching | TrajectoryMatching, images: Tensor, *, is_glad: bool = False) -> Tensor:
     """Return the gradient of iteration 0's loss at normalised images (N, 3, H, W), as the released code takes it."""
     config, device = objective.config, objective.device
     if isinstance(objective, TrajectoryMatching):
@@ -174,7 +174,7 @@ def image_gradient(objective: ClassMatching | TrajectoryMatching, images: Tensor
     network = objectives._network(config, objective.dataset, draw).to(device).train()
     labels = range(objective.dataset.train.num_classes)
     classes = ((torch.tensor(k, device=device), objective._augmentation(0, k), objective._real(0, k)) for k in labels)
-    return released_losses.class_gradient(config.algorithm, network, classes, images, config.ipc)
+    return released_losses.class_gradient(config.algorithm, network, classes, images, config.ipc, is_glad=is_glad)
 
 
 def _glad_baseline(data: object, settings: dict[str, object]) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -185,5 +185,5 @@ def _glad_baseline(data: object, settings: dict[str, object]) -> Callable[[], tu
     mean, std = (tuple(values.tolist()) for values in (dataset.mean, dataset.std))
     return lambda: glad.iteration(
         job.space.generator, *parameters, job.space.layer,
-        lambda images: image_gradient(objective, images), split=SPLIT, mean=mean, std=std,
+        lambda images: image_gradient(objective, images, is_glad=True), split=SPLIT, mean=mean, std=std,
     )  # fmt: skip

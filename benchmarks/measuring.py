@@ -140,7 +140,7 @@ def _cuda_clock(call: Callable[[], object]) -> float:
 
 
 def _cpu_peak(call: Callable[[], object]) -> float:
-    """Count what the operations allocate, eager ones in place of compiled ones; not what a kernel takes while it runs."""
+    """Count what operations allocate, eager ones in place of compiled ones; not what a kernel takes while it runs."""
     with Ledger() as count, torch.compiler.set_stance("force_eager"):
         call()
     return count.peak / MIB

@@ -1,6 +1,6 @@
 """The matching losses as the released code computes them, with their gradient at the synthetic images.
 
-Gradients of the real images are taken with a graph, in two halves, and detached; distances are summed parameter by
+LD3M's code takes gradients of the real images with a graph, in two halves, and detaches them, GLaD's without; distances are summed parameter by
 parameter in Python; the synthetic images are differentiated through the graph of a gradient. Trajectories are those of
 TESLA: the student's steps once for the sum of its gradients, and once more, each differentiated twice.
 """
@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-def dc(network: nn.Module, real: Tensor, synthetic: Tensor, label: Tensor) -> Tensor:
+def dc(network: nn.Module, real: Tensor, synthetic: Tensor, label: Tensor, is_glad: bool) -> Tensor:
     """Return the layer-wise cosine distance of one class, real (R, 3, H, W) and synthetic (S, 3, H, W)."""
     parameters = list(network.parameters())
 
-    def gradient(images: Tensor) -> tuple[Tensor, ...]:
+    def gradient(images: Tensor, has_graph: bool = True) -> tuple[Tensor, ...]:
         loss = F.cross_entropy(network(images), label.expand(len(images)))
-        return torch.autograd.grad(loss, parameters, create_graph=True)
+        return torch.autograd.grad(loss, parameters, create_graph=has_graph)
 
-    target = [torch.zeros_like(p) for p in parameters]
-    halves = real.split((len(real) // 2, len(real) - len(real) // 2)) if len(real) > 1 else (real,)
-    for half in halves:
-        for total, slope in zip(target, gradient(half), strict=True):
-            total += slope.detach().clone() / len(halves)
+    if is_glad:
+        target = gradient(real, has_graph=False)
+    else:
+        target = [torch.zeros_like(p) for p in parameters]
+        halves = real.tensor_split(2)
+        for half in halves:
+            for total, slope in zip(target, gradient(half), strict=True):
+                total += slope.detach().clone() / len(halves)
     distance = torch.zeros((), device=real.device)
     for own, wanted in zip(gradient(synthetic), target, strict=True):
         if own.ndim > 1:
@@ -34,7 +37,7 @@ def dc(network: nn.Module, real: Tensor, synthetic: Tensor, label: Tensor) -> Te
     return distance
 
 
-def dm(network: nn.Module, real: Tensor, synthetic: Tensor, label: Tensor) -> Tensor:
+def dm(network: nn.Module, real: Tensor, synthetic: Tensor, label: Tensor, is_glad: bool) -> Tensor:
     """Return the squared distance of one class's mean embeddings; the real ones are computed with a graph as well."""
     return (network.embed(real).detach().mean(0) - network.embed(synthetic).mean(0)).square().sum()
 
@@ -48,6 +51,8 @@ def class_gradient(
     classes: Iterable[tuple[Tensor, Callable[[Tensor], Tensor], Tensor]],
     images: Tensor,
     ipc: int,
+    *,
+    is_glad: bool = False,
 ) -> Tensor:
     """Match one class after the other; return the gradient of the losses' sum at the images.
 
@@ -59,7 +64,7 @@ def class_gradient(
     for label, view, real in classes:
         synthetic = images[int(label) * ipc : (int(label) + 1) * ipc]
         # Into the weights as well, as the released code's call goes.
-        LOSSES[algorithm](network, view(real), view(synthetic), label).backward()
+        LOSSES[algorithm](network, view(real), view(synthetic), label, is_glad).backward()
     return images.grad
 
 
