@@ -1,8 +1,9 @@
 """The matching losses as the released code computes them, with their gradient at the synthetic images.
 
-LD3M's code takes gradients of the real images with a graph, in two halves, and detaches them, GLaD's without; distances are summed parameter by
-parameter in Python; the synthetic images are differentiated through the graph of a gradient. Trajectories are those of
-TESLA: the student's steps once for the sum of its gradients, and once more, each differentiated twice.
+LD3M's code takes gradients of the real images with a graph, in two halves, and detaches them, GLaD's without; distances
+are summed parameter by parameter in Python; the synthetic images are differentiated through the graph of a gradient.
+Trajectories are those of TESLA: the student's steps once for the sum of its gradients, and once more, each
+differentiated twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence

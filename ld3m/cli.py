@@ -296,6 +296,7 @@ def _info(argv: list[str]) -> None:
     from ld3m.evaluation import PROTOCOLS
     from ld3m.finishing import versions
     from ld3m.memory import plan_memory
+    from ld3m.ops.backends import describe
     from ld3m.priors import NAMES, Execution, load_prior
     from ld3m.priors.stylegan_loading import NAMES as GENERATORS
 
@@ -304,6 +305,7 @@ def _info(argv: list[str]) -> None:
     lines = {
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *cuda]),
+        "backends": "; ".join(f"{name}: {text}" for name, text in describe().items()),
         "priors": ", ".join(NAMES) + ", a CompVis or DiT checkpoint, a diffusers folder, a hub id",
         "generators": ", ".join(GENERATORS) + ", a .safetensors file (space glad)",
         "networks": ", ".join(networks.NAMES),

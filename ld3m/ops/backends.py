@@ -1,5 +1,6 @@
 """Which backend computes an op: native (C++ or CUDA in `ld3m._C`), Triton, or eager, its definition."""
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
@@ -52,6 +53,18 @@ def missing(backend: str, x: Tensor) -> str:
             return f"Triton runs on cuda, or on cpu when TRITON_INTERPRET=1, got {x.device.type}"
         return "float64 has no Triton kernel" if x.dtype == torch.float64 else ""
     return ""
+
+
+def describe() -> dict[str, str]:
+    """Say of native and triton what is there, or why it is not."""
+    built = _not_built
+    if not built:
+        built = f"{native.__file__}, CUDA: {_no_cuda or 'yes'}"
+    found = "not installed; pip install triton"
+    if HAS_TRITON:
+        kernels = next(iter(importlib.util.find_spec("ld3m.kernels").submodule_search_locations))
+        found = f"{importlib.metadata.version('triton')}, kernels in {kernels}" + (", interpreted" if INTERPRET else "")
+    return {"native": built, "triton": found}
 
 
 def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) -> str:

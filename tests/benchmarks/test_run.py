@@ -1,0 +1,81 @@
+"""`python -m benchmarks.run`, from the clone's root, as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "name", "ours", "baseline", "ratio", "unit", "against", "shape", "dtype", "mode", "device", "ours_mib",
+    "baseline_mib", "runs", "spread", "error", "versions", "commit", "command", "backend", "statistic",
+}  # fmt: skip
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.run", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def rows_of(done: subprocess.CompletedProcess, path: Path) -> dict[str, dict]:
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())
+    assert all(row.keys() >= KEYS for row in rows)
+    assert all(row["ratio"] > 0 and row["ours"] > 0 for row in rows)
+    assert len(done.stdout.strip().splitlines()) == len(rows)
+    return {f"{row['name']} {row['mode']} {row['against']}": row for row in rows}
+
+
+def test_two_ops_run_on_the_native_backend(tmp_path):
+    rows = rows_of(
+        run("--suite", "smoke", "--op", "nearest_code", "--json", str(tmp_path / "a.json")), tmp_path / "a.json"
+    )
+    (row,) = rows.values()
+    assert (row["backend"], row["error"], row["unit"], row["shape"]) == ("native", 0.0, "ms", [64, 128, 3])
+    assert row["ours_mib"] < 0.05 * row["baseline_mib"]
+    done = run("--suite", "smoke", "--op", "reverse_step", "--json", str(tmp_path / "b.json"))
+    rows = rows_of(done, tmp_path / "b.json")
+    assert {row["against"] for row in rows.values()} == {"eager", "released sampler"}
+    assert {row["mode"] for row in rows.values()} == {"fwd", "fwd+bwd"}
+    assert all(row["backend"] == "native" and row["error"] < 1e-5 for row in rows.values())
+
+
+def test_triton_runs_through_the_interpreter(tmp_path):
+    path = tmp_path / "rows.json"
+    done = run(
+        "--suite", "smoke", "--op", "reverse_step", "--json", str(path), TRITON_INTERPRET="1", LD3M_BACKEND="triton"
+    )
+    assert {row["backend"] for row in rows_of(done, path).values()} == {"triton"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--suite", "smoke", "--op", "nothing"), "no row's name starts with 'nothing'; names start with reverse_step"),
+        (("--suite", "gpu", "--op", "nearest_code"), "needs a CUDA device and none is there"),
+    ],
+)
+def test_bad_input_is_one_message(arguments, message):
+    done = run(*arguments, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_smoke_suite(tmp_path):
+    path = tmp_path / "rows.json"
+    rows = rows_of(run("--suite", "smoke", "--json", str(path)), path)
+    names = {row["name"] for row in rows.values()}
+    assert names >= {"chain/retain", "chain/recompute", "main-job", "iter/glad-32", "iter/dc-16-t2-ipc1"}
+    assert {name.split("/")[0] for name in names} >= {"reverse_step", "nearest_code", "dc_loss", "denoiser"}
+    assert "native" in {backend for row in rows.values() for backend in row["backend"].split("+")}
+    recreated = [
+        row for row in rows.values() if row["against"] == "recreated" and not row["name"].startswith("iter/mtt")
+    ]
+    assert len(recreated) == 2
+    assert all(row["error"] < 1e-3 for row in recreated)
