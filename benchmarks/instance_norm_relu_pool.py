@@ -7,7 +7,12 @@ import torch
 from ld3m.ops.instance_norm_relu_pool import instance_norm_relu_pool, instance_norm_relu_pool_reference
 
 SHAPES = {
-    "cpu": [(16, 128, 64, 64), (32, 64, 32, 32), (64, 128, 16, 16), (64, 128, 8, 8)],
+    "cpu": [
+        (16, 128, 64, 64),
+        (64, 128, 32, 32),
+        (64, 128, 16, 16),
+        (64, 128, 8, 8),
+    ],  # the last three: 64 images of 32 px
     "gpu": [(64, 128, 256, 256), (256, 128, 128, 128), (256, 128, 64, 64), (256, 128, 32, 32), (256, 128, 8, 8)],
     "smoke": [(2, 4, 8, 8)],
 }

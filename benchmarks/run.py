@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,7 +39,7 @@ MODULES = {op: (op,) for op in OPS} | {
     "main_job": ("main-job",),
     "iteration": ("iter/",),
 }
-SECONDS = {"cpu": 3.0, "gpu": 3.0, "smoke": 0.05}
+SECONDS = {"cpu": 1.0, "gpu": 3.0, "smoke": 0.05}
 RUNS = {"cpu": 20, "gpu": 20, "smoke": 2}
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +56,8 @@ def cases(suite: str, device: str, op: str = "") -> Iterator[dict]:
 
 def main() -> None:
     options = parse()
+    if (options.official_ld3m or options.official_glad) and options.suite != "gpu":
+        sys.exit("--official-ld3m and --official-glad go with --suite gpu: the original code runs on CUDA alone")
     if options.suite == "gpu" and not torch.cuda.is_available():
         sys.exit("--suite gpu needs a CUDA device and none is there; take --suite cpu, or --suite smoke")
     device = torch.device("cuda" if options.suite == "gpu" else "cpu")
@@ -77,10 +80,38 @@ def main() -> None:
             rows.append(row_of(case, device, options.suite, best) | about)
             print(line_of(rows[-1]), flush=True)
             write(options.json, rows)
+        for row in official_rows(rows, {"ld3m": options.official_ld3m, "glad": options.official_glad}):
+            rows.append(row)
+            print(line_of(row), flush=True)
     if not rows:
         known = ", ".join(prefix for prefixes in MODULES.values() for prefix in prefixes)
         sys.exit(f"no row's name starts with {options.op!r}; names start with {known}")
     write(options.json, rows)
+
+
+def official_rows(rows: list[dict], checkouts: dict[str, Path | None]) -> Iterator[dict]:
+    """Yield the rows of whole iterations once more, against the original code in each checkout that is given."""
+    for repository, folder in checkouts.items():
+        for row in [row for row in rows if row["against"] == "recreated" and folder is not None]:
+            algorithm, resolution, steps, ipc = re.fullmatch(r"iter/(\w+)-(\d+)-t(\d+)-ipc(\d+)", row["name"]).groups()
+            settings = {"algorithm": algorithm, "resolution": int(resolution), "steps": int(steps), "ipc": int(ipc)}
+            command = [
+                sys.executable,
+                str(ROOT / "benchmarks/checkout.py"),
+                repository,
+                str(folder),
+                json.dumps(settings),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(
+                    done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"{folder} ended without a word"
+                )
+            found = json.loads(done.stdout.splitlines()[-1])
+            quartiles = {"ours": row["spread"]["ours"], "baseline": found.pop("spread")}
+            label = "official" if repository == "ld3m" else "official glad"
+            ratio = {"ratio": found["baseline"] / row["ours"], "error": None, "spread": quartiles, "against": label}
+            yield row | found | ratio
 
 
 def parse() -> argparse.Namespace:

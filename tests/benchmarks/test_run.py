@@ -79,3 +79,14 @@ def test_smoke_suite(tmp_path):
     ]
     assert len(recreated) == 2
     assert all(row["error"] < 1e-3 for row in recreated)
+
+
+def test_a_folder_without_the_original_code_is_one_message(tmp_path):
+    command = [sys.executable, "benchmarks/checkout.py", "ld3m", str(tmp_path), "{}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"{tmp_path} is no checkout of https://github.com/humansensinglab/LD3M: src/glad_utils.py")
+    done = run("--suite", "smoke", "--official-glad", str(tmp_path))
+    assert done.returncode == 1
+    assert "go with --suite gpu" in done.stderr
