@@ -21,7 +21,7 @@ SUITE, DEVICE = ("gpu", "cuda") if torch.cuda.is_available() else ("cpu", "cpu")
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("side", ["ours", "baseline"])
 def test_largest_shape(benchmark, op, side):
-    *_, case = cases(SUITE, DEVICE, op)
+    *_, case = cases(SUITE, DEVICE, op, op)
     benchmark.group = f"{case['name']} {case['mode']} {case['dtype']}"
 
     def run():

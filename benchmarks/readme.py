@@ -59,6 +59,31 @@ def prior() -> str:
     )
 
 
+def suite(name: str) -> str:
+    """Return the rows of a suite as a Markdown table; of rows that differ in mode alone, the last."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return ""
+    rows = {(row["name"], row["against"]): row for row in json.loads(path.read_text())}
+    first = next(iter(rows.values()))
+    lines = [
+        f"Time and memory side by side ({first['device']}, torch {first['versions']['torch']}, {first['statistic']}; "
+        f"`{first['command']}`; peaks are what the operations allocate):",
+        "",
+        "| row | against | ms | instead of | faster | MiB | instead of |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        times, sizes = ([_digits(row[side + unit]) for side in ("ours", "baseline")] for unit in ("", "_mib"))
+        cells = [f"{row['name']}, {row['mode']}", row["against"], *times, f"×{row['ratio']:.2f}", *sizes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def spaces() -> str:
     path = RESULTS / "spaces.md"
     return f"What the skip, the chain and the prior are worth:\n\n{path.read_text()}" if path.is_file() else ""
@@ -76,6 +101,8 @@ def main() -> None:
         accuracies("main_job.json", MAIN_JOB),
         accuracies("main_job_glad_hard.json", GLAD_HARD),
         spaces(),
+        suite("gpu"),
+        suite("cpu"),
         chain(),
         prior(),
     ]

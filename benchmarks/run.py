@@ -3,14 +3,17 @@
     python -m benchmarks.run --suite cpu|gpu|smoke [--op NAME] [--official-ld3m DIR] [--official-glad DIR] [--json FILE]
 
 "cpu" takes one thread and the smallest CPU time of interleaved runs, "gpu" the median of CUDA events; `ratio` is the
-baseline's time over ours. "smoke" is everything in its smallest form. `--op` takes the rows whose names start with
-NAME. The official rows run a checkout of the original repositories, which is not part of this one.
+baseline's time over ours. Each module of cases runs in a process of its own. "smoke" is everything in its smallest
+form. `--op` takes the rows whose names start with NAME. The official rows run a checkout of the original repositories,
+which is not part of this one.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -20,7 +23,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
+from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -44,14 +50,11 @@ RUNS = {"cpu": 20, "gpu": 20, "smoke": 2}
 ROOT = Path(__file__).parent.parent
 
 
-def cases(suite: str, device: str, op: str = "") -> Iterator[dict]:
-    """Yield the cases whose names start with `op`."""
-    for module, prefixes in MODULES.items():
-        if not any(op.startswith(prefix) or prefix.startswith(op) for prefix in prefixes):
-            continue
-        for case in import_module(f"benchmarks.{module}").cases(suite, device):
-            if case["name"].startswith(op):
-                yield case
+def cases(suite: str, device: str, op: str, module: str) -> Iterator[dict]:
+    """Yield the cases of a module whose names start with `op`."""
+    for case in import_module(f"benchmarks.{module}").cases(suite, device):
+        if case["name"].startswith(op):
+            yield case
 
 
 def main() -> None:
@@ -69,24 +72,56 @@ def main() -> None:
         "command": f"python -m benchmarks.run {shlex.join(sys.argv[1:])}",
     }
     rows = []
+    checkouts = {"ld3m": options.official_ld3m, "glad": options.official_glad}
     # Compiled code from earlier runs would hide what compilation costs.
-    with tempfile.TemporaryDirectory() as cache, one_thread():
-        if device.type == "cuda":
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
-        best = peaks(device)
-        for name, rate in best.items():
-            print(f"{name} {rate:.1f}")
-        for case in cases(options.suite, device.type, options.op):
-            rows.append(row_of(case, device, options.suite, best) | about)
-            print(line_of(rows[-1]), flush=True)
-            write(options.json, rows)
-        for row in official_rows(rows, {"ld3m": options.official_ld3m, "glad": options.official_glad}):
-            rows.append(row)
+    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+        for row in chain(measured_rows(options.suite, options.op), official_rows(rows, checkouts)):
+            rows.append(row | about)
             print(line_of(row), flush=True)
+            write(options.json, rows)
     if not rows:
         known = ", ".join(prefix for prefixes in MODULES.values() for prefix in prefixes)
         sys.exit(f"no row's name starts with {options.op!r}; names start with {known}")
-    write(options.json, rows)
+
+
+def measured_rows(suite: str, op: str) -> Iterator[dict]:
+    """Yield the rows, each module's from a process of its own: memory that one frees would be found by the next.
+
+    The smoke suite measures nothing and stays in one process.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    for module, prefixes in MODULES.items():
+        if not any(op.startswith(prefix) or prefix.startswith(op) for prefix in prefixes):
+            continue
+        if suite == "smoke":
+            yield from module_rows(module, suite, op)
+            continue
+        here, there = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=_send_rows, args=(there, module, suite, op))
+        process.start()
+        there.close()  # the process has it: when it ends, so does what can be received
+        with contextlib.suppress(EOFError):
+            while True:
+                yield here.recv()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"benchmarks.{module} failed; its message is above")
+
+
+def _send_rows(connection: Connection, *arguments: str) -> None:
+    for row in module_rows(*arguments):
+        connection.send(row)
+
+
+def module_rows(module: str, suite: str, op: str) -> Iterator[dict]:
+    """Measure a module's cases in this process."""
+    device = torch.device("cuda" if suite == "gpu" else "cpu")
+    with one_thread():
+        best = peaks(device)
+        for case in cases(suite, device.type, op, module):
+            row = {key: case[key] for key in ("name", "mode", "shape", "dtype", "against")}
+            row |= measure(case, device, SECONDS[suite], RUNS[suite])
+            yield row | rates(case, row, best) | best
 
 
 def official_rows(rows: list[dict], checkouts: dict[str, Path | None]) -> Iterator[dict]:
@@ -95,18 +130,11 @@ def official_rows(rows: list[dict], checkouts: dict[str, Path | None]) -> Iterat
         for row in [row for row in rows if row["against"] == "recreated" and folder is not None]:
             algorithm, resolution, steps, ipc = re.fullmatch(r"iter/(\w+)-(\d+)-t(\d+)-ipc(\d+)", row["name"]).groups()
             settings = {"algorithm": algorithm, "resolution": int(resolution), "steps": int(steps), "ipc": int(ipc)}
-            command = [
-                sys.executable,
-                str(ROOT / "benchmarks/checkout.py"),
-                repository,
-                str(folder),
-                json.dumps(settings),
-            ]
+            script = str(ROOT / "benchmarks" / "checkout.py")
+            command = [sys.executable, script, repository, str(folder), json.dumps(settings)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                sys.exit(
-                    done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"{folder} ended without a word"
-                )
+                sys.exit((done.stderr.strip() or f"the code in {folder} ended without a word").splitlines()[-1])
             found = json.loads(done.stdout.splitlines()[-1])
             quartiles = {"ours": row["spread"]["ours"], "baseline": found.pop("spread")}
             label = "official" if repository == "ld3m" else "official glad"
@@ -122,13 +150,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--official-glad", type=Path, metavar="DIR", help="checkout of the released GLaD code")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the rows go")
     return parser.parse_args()
-
-
-def row_of(case: dict, device: torch.device, suite: str, best: dict[str, float]) -> dict:
-    """Measure a case and return its row, without what all rows of a run share."""
-    row = {key: case[key] for key in ("name", "mode", "shape", "dtype", "against")}
-    row |= measure(case, device, SECONDS[suite], RUNS[suite])
-    return row | rates(case, row, best)
 
 
 def line_of(row: dict) -> str:
