@@ -142,6 +142,9 @@ setup(
             "pytest-cov",
             "hypothesis",
             "datasets",
+            "setuptools>=77",  # with the next two, to build a clone without isolation, and so without a network
+            "pybind11>=2.13",
+            "ninja",
         ],
     },
     entry_points={"console_scripts": ["ld3m = ld3m.cli:main"]},
