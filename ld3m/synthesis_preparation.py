@@ -1,5 +1,6 @@
 """From settings to everything that sampling a class needs, checked before the first second of work."""
 
+import copy
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from ld3m.preparation import (
     split_prior,
     stored_or_given,
 )
-from ld3m.priors import Prior, load_prior
+from ld3m.priors import Execution, Prior, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.result import folder_names
 from ld3m.runs import RunFolder
@@ -65,6 +66,7 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
         dtype=getattr(torch, config.dtype or "float32"),
         **({"config": config.prior_config} if config.prior_config else {}),
     )
+    prior = copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
     if prior.num_classes is None:
         raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
     config = resolve(config, prior.native_resolution)
