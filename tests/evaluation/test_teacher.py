@@ -86,7 +86,7 @@ def test_files_that_are_no_teacher_are_refused(teacher, tmp_path):
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load_teacher(text)
     save_tensors(plain, {"weight": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"is not a teacher .*; train one with `ld3m teacher`"):
+    with pytest.raises(CheckpointError, match=r"plain.* is not a teacher's file; make one with `ld3m teacher`"):
         load_teacher(plain)
     own = {"kind": "ConvNet-w0.12", "class_names": ["a", "b", "c"], "resolution": 8, "data": "toy"}
     save_tensors(
