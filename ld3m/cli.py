@@ -48,7 +48,7 @@ class EvaluateCommand:
     repeats: int = 5
     """Trainings of each network on each set."""
     epochs: int | None = None
-    """Epochs; the protocol's when not given."""
+    """Epochs, at least 2; the protocol's when not given."""
     baselines: tuple[str, ...] = ("random", "kmeans")
     """Sets of real images to compare with."""
     labels: str | None = None
@@ -58,7 +58,7 @@ class EvaluateCommand:
     scores: tuple[str, ...] = ()
     """"lrs", "ars": label- and augmentation-robust score, which cost extra trainings."""
     full_epochs: int = 20
-    """Epochs on all real images, for "lrs"."""
+    """Epochs on all real images, at least 2, for "lrs"."""
     together: bool | None = None
     """Train the repeats of a network at once; on a GPU when not given."""
     device: str | None = None

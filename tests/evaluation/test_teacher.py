@@ -103,6 +103,8 @@ def test_bad_trainings_are_refused(teacher, toy, tmp_path):
         train_teacher(toy, tmp_path / "teacher.safetensors", BRIEF, progress=False)
     with pytest.raises(ConfigError, match="batch_size must be above 0, got 0"):
         TeacherTraining(batch_size=0)
+    with pytest.raises(ConfigError, match=r"epochs is a whole number, at least 2 .* got 1"):
+        TeacherTraining(epochs=1)
     with pytest.raises(ConfigError, match="unknown network 'Teacher'"):
         train_teacher(toy, tmp_path / "x", replace(BRIEF, network="Teacher"), progress=False)
     with pytest.raises(NumericsError, match="the teacher diverged"):
