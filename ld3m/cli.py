@@ -1,5 +1,6 @@
 """The command line: each command mirrors a function of the package."""
 
+import difflib
 import logging
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 import tyro
 
+from ld3m import __version__
 from ld3m.config import build, resolve
 from ld3m.errors import Ld3mError
 from ld3m.evaluation.teaching import TeacherTraining
@@ -28,6 +30,7 @@ _USAGE = """ld3m: distil an image data set into a few synthetic images per class
   ld3m teacher [DATA]        train a teacher for soft labels
   ld3m export RUN            copy a distilled set out, as an image folder or as tensors
   ld3m info                  versions, devices, priors, networks
+  ld3m --version             the version alone
 
 DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists the options.
 """
@@ -192,11 +195,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("ld3m").setLevel(logging.INFO)
     if argv[:1] == ["prior"]:
         argv = [" ".join(argv[:2]), *argv[2:]]
+    if argv[:1] == ["--version"]:
+        print(f"ld3m {__version__}")
+        return 0
     command = _COMMANDS.get(argv[0]) if argv else None
     if command is None:
         is_help = not argv or argv[0] in ("-h", "--help")
-        said = "" if is_help else f"ld3m: no command {argv[0]!r}\n\n"
-        print(said + _USAGE, file=sys.stdout if is_help else sys.stderr)
+        print(_USAGE if is_help else _unknown(argv[0]), file=sys.stdout if is_help else sys.stderr)
         return 0 if is_help else 2
     try:
         command(argv[1:])
@@ -207,6 +212,12 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _COMMANDS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"ld3m: no command {name!r}{hint}\n\n{_USAGE}"
 
 
 def _parse(command: type[_Command], argv: list[str]) -> _Command:
