@@ -85,7 +85,7 @@ class ExpertsCommand:
     network: str = "ConvNet"
     """Network to train."""
     width: int | None = None
-    """Its width."""
+    """Its width; that of `ld3m distill --algorithm mtt` at this resolution when not given."""
     holdout: float | None = None
     """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
     num_experts: int = 100
@@ -255,10 +255,12 @@ def _experts(argv: list[str]) -> None:
     from ld3m.experts import train_experts
 
     command = _parse(ExpertsCommand, argv)
-    named = ("out", "data", "resolution", "holdout", "quiet")
+    named = ("out", "data", "resolution", "width", "holdout", "quiet")
     dataset = load(command.data, resolution=command.resolution, holdout=command.holdout)
     options = {k: v for k, v in vars(command).items() if k not in named}
-    train_experts(dataset, command.out, **options, progress=not command.quiet)
+    settings = {"algorithm": "mtt", "network": command.network, "width": command.width}
+    width = resolve(build(settings), command.resolution).width
+    train_experts(dataset, command.out, **options, width=width, progress=not command.quiet)
     print(f"{command.num_experts} experts in {command.out}")
 
 
