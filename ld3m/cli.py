@@ -1,5 +1,6 @@
 """The command line: each command mirrors a function of the package."""
 
+import difflib
 import logging
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 import tyro
 
+from ld3m import __version__
 from ld3m.config import build, resolve
 from ld3m.errors import Ld3mError
 from ld3m.evaluation.teaching import TeacherTraining
@@ -28,6 +30,7 @@ _USAGE = """ld3m: distil an image data set into a few synthetic images per class
   ld3m teacher [DATA]        train a teacher for soft labels
   ld3m export RUN            copy a distilled set out, as an image folder or as tensors
   ld3m info                  versions, devices, priors, networks
+  ld3m --version             the version alone
 
 DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists the options.
 """
@@ -48,7 +51,7 @@ class EvaluateCommand:
     repeats: int = 5
     """Trainings of each network on each set."""
     epochs: int | None = None
-    """Epochs; the protocol's when not given."""
+    """Epochs, at least 2; the protocol's when not given."""
     baselines: tuple[str, ...] = ("random", "kmeans")
     """Sets of real images to compare with."""
     labels: str | None = None
@@ -58,7 +61,7 @@ class EvaluateCommand:
     scores: tuple[str, ...] = ()
     """"lrs", "ars": label- and augmentation-robust score, which cost extra trainings."""
     full_epochs: int = 20
-    """Epochs on all real images, for "lrs"."""
+    """Epochs on all real images, at least 2, for "lrs"."""
     together: bool | None = None
     """Train the repeats of a network at once; on a GPU when not given."""
     device: str | None = None
@@ -82,7 +85,7 @@ class ExpertsCommand:
     network: str = "ConvNet"
     """Network to train."""
     width: int | None = None
-    """Its width."""
+    """Its width; that of `ld3m distill --algorithm mtt` at this resolution when not given."""
     holdout: float | None = None
     """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
     num_experts: int = 100
@@ -192,11 +195,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("ld3m").setLevel(logging.INFO)
     if argv[:1] == ["prior"]:
         argv = [" ".join(argv[:2]), *argv[2:]]
+    if argv[:1] == ["--version"]:
+        print(f"ld3m {__version__}")
+        return 0
     command = _COMMANDS.get(argv[0]) if argv else None
     if command is None:
         is_help = not argv or argv[0] in ("-h", "--help")
-        said = "" if is_help else f"ld3m: no command {argv[0]!r}\n\n"
-        print(said + _USAGE, file=sys.stdout if is_help else sys.stderr)
+        print(_USAGE if is_help else _unknown(argv[0]), file=sys.stdout if is_help else sys.stderr)
         return 0 if is_help else 2
     try:
         command(argv[1:])
@@ -207,6 +212,12 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _COMMANDS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"ld3m: no command {name!r}{hint}\n\n{_USAGE}"
 
 
 def _parse(command: type[_Command], argv: list[str]) -> _Command:
@@ -244,10 +255,12 @@ def _experts(argv: list[str]) -> None:
     from ld3m.experts import train_experts
 
     command = _parse(ExpertsCommand, argv)
-    named = ("out", "data", "resolution", "holdout", "quiet")
+    named = ("out", "data", "resolution", "width", "holdout", "quiet")
     dataset = load(command.data, resolution=command.resolution, holdout=command.holdout)
     options = {k: v for k, v in vars(command).items() if k not in named}
-    train_experts(dataset, command.out, **options, progress=not command.quiet)
+    settings = {"algorithm": "mtt", "network": command.network, "width": command.width}
+    width = resolve(build(settings), command.resolution).width
+    train_experts(dataset, command.out, **options, width=width, progress=not command.quiet)
     print(f"{command.num_experts} experts in {command.out}")
 
 

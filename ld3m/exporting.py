@@ -13,7 +13,7 @@ import yaml
 
 from ld3m import pictures
 from ld3m.errors import ConfigError
-from ld3m.evaluation.report import layout, remarks, shown
+from ld3m.evaluation.report import cell_text, layout, most_repeats, remarks, spread_text
 from ld3m.report import read_mapping
 from ld3m.result import Result, folder_names, load
 from ld3m.storage import clear_write_errors, save_tensors, write_text
@@ -172,18 +172,14 @@ def _scores(evaluation: Mapping[str, object]) -> str:
     if not evaluation.get("rows"):
         return "Not evaluated."
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
+    repeats = most_repeats(evaluation["rows"])
     rows = [
-        [
-            _text(name),
-            *(" ± ".join(shown(column, *cell)) if cell else "–" for column, cell in zip(columns, cells, strict=True)),
-        ]
+        [_text(name), *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))]
         for name, cells in table.items()
     ]
     settings = evaluation.get("protocol") or {}
     protocol = _text(settings.get("name", "not named"))
-    about = (
-        f"Test accuracy in percent of networks trained on each set, mean ± standard deviation; protocol: {protocol}."
-    )
+    about = f"Test accuracy in percent of networks trained on each set, {spread_text(repeats)}; protocol: {protocol}."
     about = " ".join([about, *map(_text, remarks(evaluation["rows"], settings))])
     return f"{about}\n\n{_table(['trained on', *map(_text, columns)], rows)}"
 

@@ -10,7 +10,7 @@ import yaml
 
 from ld3m import pictures
 from ld3m.errors import CheckpointError
-from ld3m.evaluation.report import FILES, Cell, layout, remarks, shown
+from ld3m.evaluation.report import FILES, Cell, layout, most_repeats, remarks, shown, spread_text
 from ld3m.result import DISTILLED, PARAMETERS, Result, load
 from ld3m.storage import write_text
 
@@ -143,7 +143,8 @@ def _summary(config: Mapping[str, object], result: Result | None, evaluation: Ma
     words["selector"] = "sampled, {} selection"
     parts += [pattern.format(config[key]) for key, pattern in words.items() if config.get(key) is not None]
     if unseen := evaluation.get("unseen"):
-        scores = (f"{mean:.1f}\u00a0±\u00a0{std:.1f}\u00a0% ({name})" for name, (mean, std) in unseen.items())
+        spread = "\u00a0±\u00a0{:.1f}" if most_repeats(evaluation["rows"]) > 1 else ""
+        scores = (f"{mean:.1f}{spread.format(std)}\u00a0% ({name})" for name, (mean, std) in unseen.items())
         parts.append(f"unseen networks reach {', '.join(scores)}")
     return " · ".join(parts) or "Nothing is known of this run yet."
 
@@ -178,15 +179,15 @@ def _accuracy(evaluation: Mapping[str, object]) -> str:
     if not evaluation.get("rows"):
         return _missing("The images have not been evaluated yet: <code>ld3m evaluate</code> adds the table.")
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
+    repeats = most_repeats(evaluation["rows"])
     best = [max((c for c in cells if c), default=(0.0, 0.0))[0] for cells in zip(*table.values(), strict=True)]
     lines = ["<tr><th></th>" + "".join(f"<th>{_text(name)}</th>" for name in columns)]
     for name, cells in table.items():
-        scores = (f"<td>{_score(*one)}</td>" for one in zip(columns, cells, best, strict=True))
+        scores = (f"<td>{_score(*one, repeats)}</td>" for one in zip(columns, cells, best, strict=True))
         lines.append(f"\n<tr><th>{_text(name)}</th>{''.join(scores)}")
     protocol = dict(evaluation.get("protocol") or {})
     deviations = "".join(f'<p class="note">{_text(remark)}</p>' for remark in protocol.pop("deviations", ()))
-    repeats = max(len(row["accuracies"]) for row in evaluation["rows"])
-    note = f"Test accuracy in percent, mean ± standard deviation over {repeats} trainings; the best mean is bold."
+    note = f"Test accuracy in percent, {spread_text(repeats)}; the best {'mean ' if repeats > 1 else ''}is bold."
     if kind := "unseen" if "unseen mean" in columns else "":
         note += " Unseen: the average over the networks that took no part in the distillation."
     note = _text(" ".join([note, *remarks(evaluation["rows"], protocol)]))
@@ -197,12 +198,13 @@ def _accuracy(evaluation: Mapping[str, object]) -> str:
     )
 
 
-def _score(column: str, cell: Cell, best: float) -> str:
+def _score(column: str, cell: Cell, best: float, repeats: int) -> str:
     if cell is None:
         return "–"
     mean, std = shown(column, *cell)
     is_best = mean == shown(column, best, 0.0)[0]
-    return f'{f"<strong>{mean}</strong>" if is_best else mean} <span class="soft">± {std}</span>'
+    spread = f' <span class="soft">± {std}</span>' if repeats > 1 else ""
+    return (f"<strong>{mean}</strong>" if is_best else mean) + spread
 
 
 def _facts(mapping: Mapping[str, object]) -> str:

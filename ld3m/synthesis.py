@@ -160,7 +160,11 @@ def _statistics(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatis
         tensors, stored = load_tensors(path)
         changed = [f"{k} {stored.get(k)!r} → {v!r}" for k, v in about.items() if stored.get(k) != v]
         if changed:
-            raise ConfigError(f"the statistics in {path} are of another run: {', '.join(changed)}; leave them out")
+            own = stored.get("images", about["images"])
+            other = f", or use --real-images {own}" if own != about["images"] else ""
+            raise ConfigError(
+                f"the statistics in {path} are of another run: {', '.join(changed)}; leave them out{other}"
+            )
         return ClassStatistics(**tensors, step=config.stop, steps=config.steps)
     if config.statistics:
         raise ConfigError(f"statistics has no {path.name} in {folder}; name a finished run's folder of statistics")

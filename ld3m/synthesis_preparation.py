@@ -69,19 +69,20 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     prior = copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
     if prior.num_classes is None:
         raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
+    is_said = config.real_images is not None  # by the user, or by the run that is resumed
     config = resolve(config, prior.native_resolution)
     check_protocol(config.evaluate, config.resolution)
     check_resolution(config.resolution, prior)
     check_latent_size(config.resolution // prior.downsample, prior)
     dataset = load_data(data, config)
-    config = _check_images(config, dataset)
+    config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
     folder.start(data_name, config)
     return SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
 
 
-def _check_images(config: SampleConfig, dataset: Dataset) -> SampleConfig:
-    """Refuse classes with too few images; say how many of the largest are used."""
+def _check_images(config: SampleConfig, dataset: Dataset, is_said: bool) -> SampleConfig:
+    """Refuse classes with too few images; say how many of the largest are used, unless the settings said it."""
     counts = torch.bincount(dataset.train.labels, minlength=dataset.train.num_classes)
     name, fewest, most = dataset.class_names[int(counts.argmin())], int(counts.min()), int(counts.max())
     if config.evaluate != "none" or config.selector == "kmeans":  # as many real images are compared with, or clustered
@@ -94,6 +95,6 @@ def _check_images(config: SampleConfig, dataset: Dataset) -> SampleConfig:
             f"selector {config.selector!r} at ipc {config.ipc} needs at least {needed} real images of every class; "
             f"{reason}: add images, or leave the class out"
         )
-    if used < most:
-        logger.info("at most %d of up to %d real images of a class are used: real_images says how many", used, most)
+    if used < most and not is_said:
+        logger.info("at most %d of up to %d real images of a class are used; --real-images sets how many", used, most)
     return replace(config, real_images=used)

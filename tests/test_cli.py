@@ -50,12 +50,20 @@ def test_the_usage_lists_every_command(arguments, ld3m_command):
     assert all(f"ld3m {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", ["distil", "prior", "prior tune", "--out x"])
-def test_an_unknown_command_is_refused_with_the_usage(arguments, ld3m_command):
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [("distil", "distill"), ("prior", "prior train"), ("prior tune", "prior train"), ("--out x", None)],
+)
+def test_an_unknown_command_is_refused_with_the_usage(arguments, meant, ld3m_command):
     status, out, err = ld3m_command(arguments)
     assert (status, out) == (2, "")
     assert err.startswith("ld3m: no command '")
+    assert err.splitlines()[0].endswith(f"; did you mean '{meant}'?" if meant else "no command '--out'")
     assert "ld3m evaluate RUN" in err
+
+
+def test_the_version_is_printed(ld3m_command):
+    assert ld3m_command("--version") == (0, f"ld3m {ld3m.__version__}\n", "")
 
 
 def test_python_m_is_the_command(monkeypatch, capsys):

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 import ld3m
@@ -77,6 +78,16 @@ def test_experts_are_trained_and_used(ld3m_command, small, coloured_folder, tmp_
     options = "--algorithm mtt --expert-epochs 1 --max-start-epoch 2 --student-steps 1 --experts"
     assert small(options, tmp_path / "e", "--out", tmp_path / "run")[0] == 0
     assert ld3m.load(tmp_path / "run").config["experts"] == str(tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("options", "width"), [("", 64), ("--resolution 128", 128), ("--width 8", 8), ("--network VGG11-w0.1", None)]
+)
+def test_experts_have_the_width_that_is_distilled_with(options, width, ld3m_command, coloured_folder, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(experts, "train_experts", lambda *_, **settings: asked.update(settings))
+    assert ld3m_command("experts", coloured_folder, options, "--out e")[0] == 0
+    assert asked["width"] == width
 
 
 PRIOR = "--resolution 16 --first-stage-steps 2 --first-stage-batch 4 --steps 2 --batch 4 --ch-mult 1 1 --num-heads 2"

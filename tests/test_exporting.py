@@ -129,6 +129,11 @@ def test_the_readme_has_the_scores_where_there_are_some(run, tmp_path):
         ["ld3m", "65.0 ± 5.0", "–", "65.0 ± 5.0"],
         ["random", "–", "40.0 ± 0.0", "–"],
     ]
+    single = {"rows": rows[1:], "unseen": {}, "protocol": {"name": "quick"}}
+    (run / "evaluation.json").write_text(json.dumps(single))
+    scores = section((export(run, "safetensors", tmp_path / "single") / "README.md").read_text(), "Scores")
+    assert "±" not in scores and "one training; protocol: quick." in scores
+    assert table(scores)[2] == ["random", "40.0"]
 
 
 def test_folder_names_are_distinct_even_without_regard_to_case():

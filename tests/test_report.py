@@ -134,6 +134,15 @@ def test_soft_labels_get_a_table_of_their_own(run):
     assert "best_epoch: the best of the last 9 epochs" in section
 
 
+def test_one_training_has_no_standard_deviation(run):
+    rows = [row | {"accuracies": row["accuracies"][:1], "std": 0.0} for row in EVALUATION["rows"]]
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"rows": rows, "unseen": {"ld3m": [47.5, 0.0]}}))
+    text = page(run)
+    assert "±" not in text
+    assert table(text)[1] == ["ld3m", "65.0", "30.0", "47.5"]
+    assert "in percent, one training; the best is bold" in text and "reach 47.5\u00a0% (ld3m)" in text
+
+
 def test_a_score_that_is_not_there_is_a_dash(run):
     rows = [row for row in EVALUATION["rows"] if (row["set"], row["network"]) != ("random", "ViT")]
     (run / "evaluation.json").write_text(json.dumps({"rows": rows}))

@@ -123,10 +123,16 @@ def test_batches_do_not_change_the_statistics(whole, go, tmp_path):
         assert torch.allclose(ours["std"], theirs["std"], atol=1e-5)
 
 
-def test_a_subset_of_the_real_images_is_said(go, tmp_path, caplog):
+def test_a_subset_of_the_real_images_is_said(go, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO", "ld3m")
+    with monkeypatch.context() as patch:
+        patch.setattr("ld3m.sampling.config._REAL_IMAGES", 6)
+        path = go(out=tmp_path / "unsaid").path
+    assert "at most 6 of up to 11 real images of a class are used; --real-images sets how many" in caplog.text
+    caplog.clear()
+    go(out=path, resume=True)
     path = go(out=tmp_path / "run", real_images=5).path
-    assert "at most 5 of up to 11 real images of a class are used" in caplog.text
+    assert "real images of a class are used" not in caplog.text
     assert yaml.safe_load((path / "config.yaml").read_text())["real_images"] == 5
     assert storage.load_tensors(path / "statistics" / "class-00000.safetensors")[1]["images"] == "5"
 
@@ -160,6 +166,8 @@ def test_statistics_of_some_images_are_of_one_seed(whole, go, tmp_path):
     some = go(out=tmp_path / "some", real_images=5).path / "statistics"
     with pytest.raises(ConfigError, match="seed '0' → '1'"):
         go(statistics=str(some), real_images=5, seed=1)
+    with pytest.raises(ConfigError, match=r"images '5' → '11'.*leave them out, or use --real-images 5$"):
+        go(statistics=str(some))
 
 
 def test_statistics_that_are_not_there(go, tmp_path):

@@ -21,7 +21,7 @@ from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
 from ld3m.evaluation.baselines import BASELINES
 from ld3m.evaluation.progress import Progress
-from ld3m.evaluation.protocols import Protocol, find
+from ld3m.evaluation.protocols import Protocol, check_epochs, find
 from ld3m.evaluation.report import Report, save_report, summary
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.subject import open_subject
@@ -60,14 +60,14 @@ def evaluate(
         protocol: "glad-hard", "quick", "rded", or a Protocol.
         networks: names, perhaps with a width suffix; by default the protocol's.
         repeats: trainings of each network on each set, each from fresh weights.
-        epochs: length of a training; by default the protocol's.
+        epochs: length of a training, at least 2; by default the protocol's.
         baselines: real images to compare with, as many of each class: "random" (drawn anew for every repeat) and
             "kmeans" (nearest to the k-means centres of the class).
         labels: "hard", or "soft": a teacher's answers to every batch as it was augmented; by default the protocol's.
             Soft labels need "random" among the baselines.
         teacher: of soft labels: a Teacher, or the file of one.
         scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
-        full_epochs: length of the one training of each network on all real images that "lrs" needs.
+        full_epochs: length, at least 2, of the one training of each network on all real images that "lrs" needs.
         together: train the repeats of a network at once; by default on a GPU, since it is slower on a CPU. Networks
             with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
@@ -86,6 +86,7 @@ def evaluate(
         if name not in BASELINES:
             raise ConfigError(f"baselines are of {', '.join(BASELINES)}; got {name!r}")
     robustness.check(scores, baselines)
+    check_epochs(full_epochs, "full_epochs")
     names = tuple(dict.fromkeys(protocol.networks if networks is None else networks))
     if not names:
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")

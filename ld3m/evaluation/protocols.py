@@ -23,15 +23,18 @@ class Recipe:
     ema_decay: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 2:
-            raise ConfigError(
-                f"epochs is a whole number, at least 2 (one warms up, one cools down); got {self.epochs!r}"
-            )
+        check_epochs(self.epochs, "epochs")
 
     def with_epochs(self, epochs: int, ema_scales: bool) -> "Recipe":
         """Return the recipe with another length; the half-life of the average is scaled along, or kept in epochs."""
         changed = replace(self, epochs=epochs)
         return replace(changed, ema_decay=self.ema_decay ** (self.epochs / epochs)) if ema_scales else changed
+
+
+def check_epochs(epochs: object, argument: str) -> None:
+    """Raise ConfigError, which names the argument, unless it is a possible length of a training."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 2:
+        raise ConfigError(f"{argument} is a whole number, at least 2 (one warms up, one cools down); got {epochs!r}")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Report:
         columns, sets = layout(self.rows, self.unseen)
         lines = [["", *columns]]
         for name, cells in sets.items():
-            lines.append([name, *(_cell(*one, repeats) for one in zip(columns, cells, strict=True))])
+            lines.append([name, *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
@@ -149,6 +149,24 @@ def shown(column: str, mean: float, std: float) -> tuple[str, str]:
     return f"{mean:.{digits}f}", f"{std:.{digits}f}"
 
 
+def cell_text(column: str, cell: Cell, repeats: int) -> str:
+    """Return a cell as text: a single training has no standard deviation."""
+    if cell is None:
+        return "–"
+    mean, std = shown(column, *cell)
+    return f"{mean} ± {std}" if repeats > 1 else mean
+
+
+def most_repeats(rows: Sequence[Mapping[str, object]]) -> int:
+    """Return how often the networks were trained on a set, at most."""
+    return max(len(row["accuracies"]) for row in rows)
+
+
+def spread_text(repeats: int) -> str:
+    """Say what stands in the cells of so many trainings."""
+    return f"mean ± standard deviation over {repeats} trainings" if repeats > 1 else "one training"
+
+
 def summary(values: Sequence[float], name: str = "accuracies") -> dict[str, object]:
     """Return the values of all repeats with their mean and standard deviation, as a row has them."""
     mean, std = mean_std(values)
@@ -163,10 +181,3 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
 def _over_networks(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Average each repeat over the networks; return mean and standard deviation over the repeats."""
     return mean_std([fmean(repeat) for repeat in zip(*rows, strict=True)])
-
-
-def _cell(column: str, cell: Cell, repeats: int) -> str:
-    if cell is None:
-        return "–"
-    mean, std = shown(column, *cell)
-    return f"{mean} ± {std}" if repeats > 1 else mean

@@ -93,6 +93,8 @@ def load_teacher(path: str | Path) -> Teacher:
         CheckpointError: the file is missing, damaged, or of something else.
     """
     tensors, metadata = load_tensors(Path(path))
+    if "teacher" not in metadata:
+        raise CheckpointError(f"{path} is not a teacher's file; make one with `ld3m teacher`")
     try:
         own = json.loads(metadata["teacher"])
         network = networks.blueprint(own["kind"], num_classes=len(own["class_names"]), resolution=own["resolution"])

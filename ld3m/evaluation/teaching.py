@@ -11,7 +11,7 @@ from ld3m import networks, seeds
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError, NumericsError
-from ld3m.evaluation.protocols import Protocol, Recipe
+from ld3m.evaluation.protocols import Protocol, Recipe, check_epochs
 from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import RealImages, accuracy, train
 
@@ -26,7 +26,7 @@ class TeacherTraining:
     network: str = "ConvNet"
     """Network to train, perhaps with a width suffix such as -w0.5."""
     epochs: int = 15
-    """Passes over the training images."""
+    """Passes over the training images, at least 2."""
     lr: float = 0.03
     """Highest learning rate (SGD with momentum, rising and falling once)."""
     batch_size: int = 64
@@ -35,6 +35,7 @@ class TeacherTraining:
     """Everything random follows from it."""
 
     def __post_init__(self) -> None:
+        check_epochs(self.epochs, "epochs")
         for name in ("lr", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")

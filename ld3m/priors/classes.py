@@ -8,6 +8,11 @@ from ld3m.errors import InputError
 from ld3m.priors.base import Prior
 
 logger = logging.getLogger(__name__)
+_EMBEDDED = "fashion-mnist"  # the name that its own index gives it
+_EMBEDDED_KNOWS = (
+    ". The embedded prior knows Fashion-MNIST alone, in grey: `ld3m prior train` makes one of your own images, or "
+    "--prior names another"
+)
 
 
 def match_classes(
@@ -44,14 +49,18 @@ def match_classes(
         return [int(name) for name in class_names]
     found = [_match(prior, name, wnid) for name, wnid in zip(class_names, wnids, strict=True)]
     unmatched = [name for name, k in zip(class_names, found, strict=True) if k is None]
+    remedy = _EMBEDDED_KNOWS if prior.name == _EMBEDDED else ""
     if unmatched and is_required:
         raise InputError(
             f"no class of {prior.name} matches {unmatched}; name the prior's class for each class of the data, in "
-            "label order, by class_ids"
+            f"label order, by class_ids (--class-ids){remedy}"
         )
     if unmatched:
         logger.warning(
-            "no class of %s matches %s: starting from the null class; choose with class_ids=", prior.name, unmatched
+            "no class of %s matches %s: starting from the null class; choose by class_ids (--class-ids)%s",
+            prior.name,
+            unmatched,
+            remedy,
         )
     return [prior.null_class if k is None else k for k in found]
 

@@ -229,6 +229,7 @@ def test_scores_are_columns_and_their_trainings_are_kept(toy, pair, teacher, bri
         ({"teacher": "t.safetensors"}, "a teacher has no use for hard labels"),
         ({"labels": "soft", "teacher": "t.safetensors", "baselines": ()}, "stand beside random real images"),
         ({"scores": ["best"]}, "scores are of lrs, ars"),
+        ({"scores": ["lrs"], "full_epochs": 1}, "full_epochs is a whole number, at least 2 .* got 1"),
     ],
 )
 def test_bad_combinations_are_refused(toy, pair, options, message):

@@ -86,7 +86,7 @@ def test_files_that_are_no_teacher_are_refused(teacher, tmp_path):
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load_teacher(text)
     save_tensors(plain, {"weight": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"is not a teacher .*; train one with `ld3m teacher`"):
+    with pytest.raises(CheckpointError, match=r"plain.* is not a teacher's file; make one with `ld3m teacher`"):
         load_teacher(plain)
     own = {"kind": "ConvNet-w0.12", "class_names": ["a", "b", "c"], "resolution": 8, "data": "toy"}
     save_tensors(
@@ -103,6 +103,8 @@ def test_bad_trainings_are_refused(teacher, toy, tmp_path):
         train_teacher(toy, tmp_path / "teacher.safetensors", BRIEF, progress=False)
     with pytest.raises(ConfigError, match="batch_size must be above 0, got 0"):
         TeacherTraining(batch_size=0)
+    with pytest.raises(ConfigError, match=r"epochs is a whole number, at least 2 .* got 1"):
+        TeacherTraining(epochs=1)
     with pytest.raises(ConfigError, match="unknown network 'Teacher'"):
         train_teacher(toy, tmp_path / "x", replace(BRIEF, network="Teacher"), progress=False)
     with pytest.raises(NumericsError, match="the teacher diverged"):

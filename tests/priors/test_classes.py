@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import ld3m
 from ld3m.errors import InputError
 from ld3m.priors.classes import match_classes
 
@@ -57,6 +58,16 @@ def test_priors_that_know_their_names_match_by_them(warnings):
     assert not warnings.records
     assert match_classes(own, ("tench", "trouser"), ("n01440764", None)) == [3, 1]
     assert "tench" in warnings.records[0].getMessage()
+
+
+def test_the_embedded_prior_says_what_it_knows(warnings):
+    embedded = prior(10)
+    embedded.name = ld3m.load_prior("builtin", device="meta").name
+    for own, said in ((embedded, True), (prior(10), False)):
+        warnings.clear()
+        match_classes(own, ("tench",), (None,))
+        assert ("Fashion-MNIST alone, in grey: `ld3m prior train`" in warnings.text) == said
+        assert "--class-ids" in warnings.text
 
 
 def test_priors_of_another_number_of_nameless_classes_match_nothing():
