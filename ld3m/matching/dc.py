@@ -21,6 +21,9 @@ from ld3m.matching.gradient import (
 from ld3m.matching.shapes import check_chunk, check_classes
 from ld3m.ops.gradient_distance import distances_and_directions, row_cosines
 
+# Of the largest map of a network. ConvNet of width 128, 64 images of 32 px: 198 ms at once, 148 ms by 16 (8 MiB).
+_CACHED_BYTES = 8 << 20
+
 
 def dc_loss(
     network: nn.Module,
@@ -45,8 +48,8 @@ def dc_loss(
         metric: "layerwise-cosine", the sum of 1 - cosine over the output rows of all convolution and linear weights;
             "mse", the squared distance, or "cosine", one 1 - cosine, both over all parameters.
         compile: run the synthetic side through torch.compile, once for each network object and shape.
-        real_chunk: real images of a class whose activations are held at once; all when None. Not for a network that
-            sees a batch as a whole (batch norm in train mode, active dropout).
+        real_chunk: real images of a class whose activations are held at once; when None all, or on a CPU as many as
+            its cache holds. Not for a network that sees a batch as a whole (batch norm in train mode, active dropout).
 
     Returns:
         (C,) losses.
@@ -67,8 +70,9 @@ def dc_loss(
         )
     weights, labels = weights_of(network), labels.to(real.device)
     names = matched(weights, metric)
+    chunk = real_chunk or _images_in_cache(network, weights, real)
     targets = [
-        real_gradient(network, weights, images.detach(), label, names, real_chunk)
+        real_gradient(network, weights, images.detach(), label, names, chunk)
         for images, label in zip(real, labels, strict=True)
     ]
     target = {name: torch.stack([gradients.pop(name) for gradients in targets]) for name in names}
@@ -91,6 +95,14 @@ def real_gradient(
         for name, slope in found.items():
             total[name] = total[name].add_(slope, alpha=share) if name in total else slope * share
     return total
+
+
+def _images_in_cache(network: nn.Module, weights: Weights, real: Tensor) -> int | None:
+    """Return how many real images to take at once on a CPU, so that the next operation finds a map in its cache."""
+    if real.device.type != "cpu" or sees_whole_batches(network):
+        return None
+    channels = next((weight.shape[0] for weight in weights.values() if weight.ndim == 4), 1)  # of the largest map
+    return max(4, _CACHED_BYTES // (channels * real[0, 0, 0].nbytes))
 
 
 def match(
