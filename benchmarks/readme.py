@@ -93,7 +93,10 @@ MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
     "mean ± standard deviation of five trainings):"
 )
-GLAD_HARD = "The same set by `ld3m evaluate RUN --protocol glad-hard --networks AlexNet VGG11 ResNet18 --repeats 5`:"
+GLAD_HARD = (
+    "A set distilled with the same settings by an earlier version, by `ld3m evaluate RUN --protocol glad-hard\n"
+    "--networks AlexNet VGG11 ResNet18 --repeats 5`:"
+)
 
 
 def main() -> None:
