@@ -1,22 +1,30 @@
-"""Distil one data set in several ways and evaluate each under one protocol, beside real images.
+"""Make one data set in several ways and evaluate each under one protocol, beside real images.
 
-    python benchmarks/compare.py NAME [--data DATA] [--protocol quick] [-- shared settings as name=value]
+    python benchmarks/compare.py NAME [shared settings as name=value …] [--networks …] [--teacher FILE]
 
-NAME is a list of variants below. Every run lies in runs/compare-NAME/<variant>; finished ones are kept, so that a
-broken-off comparison goes on. The table goes to benchmarks/results/NAME.json and .md.
+NAME is a list of variants below; a teacher gives soft labels. Sets lie in runs/compare-NAME-<settings>/<variant>, with
+the accuracies of their finished trainings, which are kept: a broken-off comparison goes on, and further networks or
+soft labels add to it. The table goes to benchmarks/results/NAME-<settings>[-soft].json and .md, as far as it is known.
 """
 
 import argparse
 import json
 import os
 from pathlib import Path
+from statistics import fmean, stdev
 
+import torch
 import yaml
 
 import ld3m
-from ld3m.evaluation import Report
+from ld3m.evaluation import load_teacher
+from ld3m.evaluation.comparison import Comparison
+from ld3m.evaluation.progress import Progress
+from ld3m.evaluation.protocols import find
+from ld3m.evaluation.subject import open_subject
 from ld3m.finishing import versions
 
+RESULTS = Path(__file__).parent / "results"
 VARIANTS = {
     # What the skip, the chain and the prior are worth, everything else equal.
     "spaces": {
@@ -38,16 +46,60 @@ VARIANTS = {
     },
 }
 BASELINES = {"random": "random real", "kmeans": "k-means real"}
+# Differences asked for, taken repeat by repeat: networks start from the same weights on every set.
+PAIRS = {"selectors": ("moments", "best of 1e5 groups")}
+Rows = dict[str, dict[str, list[float]]]  # accuracies of the repeats, by set and network
 
 
 def make(data: str, out: Path, settings: dict[str, object]) -> ld3m.result.Result:
     """Make one set; all that are sampled share the statistics of the classes, which are most of the work."""
+    if (out / "result.json").is_file():
+        return ld3m.load(out)
     options = {"resume": out.is_dir(), "evaluate": "none"}
     if "selector" not in settings:
         return ld3m.distill(data, out=out, **options, **settings)
+    if settings["selector"] == "kmeans":  # which inverts nothing
+        return ld3m.sample_dataset(data, out=out, **options, **settings)
     first = Path("runs") / f"statistics-{Path(data).stem}"
     ld3m.sample_dataset(data, out=first, selector="random", resume=first.is_dir(), evaluate="none")
-    return ld3m.sample_dataset(data, out=out, statistics=str(first / "statistics"), **options, **settings)
+    return ld3m.sample_dataset(data, out=out, statistics=str((first / "statistics").resolve()), **options, **settings)
+
+
+def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tuple[str, ...]) -> ld3m.evaluation.Report:
+    """Train the network on the set, and on real images where asked; what was done before is taken from the folder.
+
+    The real images stand beside the first set alone: for all sets of a size they are the same trainings.
+    """
+    result, dataset, _ = open_subject(out, arguments.data)
+    teacher = load_teacher(arguments.teacher) if arguments.teacher else None
+    protocol = find(arguments.protocol).with_labels("soft" if teacher else None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    comparison = Comparison(result, dataset, protocol, (network,), arguments.repeats, 0, device, teacher, (), 20)
+    comparison.add_baselines(baselines)
+    finished = Progress(out, comparison.key())
+    comparison.run(finished, device.type != "cpu", show=False)
+    return comparison.report(finished.accuracies, 0.0)
+
+
+def table(rows: Rows, networks: list[str], pair: tuple[str, str] | None) -> str:
+    """Return the accuracies as Markdown, mean ± standard error, and under them the difference of the pair."""
+    lines = [f"| set | {' | '.join(networks)} | mean |", "|---" * (len(networks) + 2) + "|"]
+    for name, by_network in rows.items():
+        lines.append(f"| {name} | {' | '.join(_cells(by_network, networks))} |")
+    if pair and all(name in rows for name in pair):
+        differences = {
+            network: [a - b for a, b in zip(*(rows[name][network] for name in pair), strict=True)]
+            for network in networks
+            if all(network in rows[name] for name in pair)
+        }
+        lines.append(f"| *{pair[0]} − {pair[1]}* | {' | '.join(_cells(differences, networks, '+'))} |")
+    return "\n".join(lines)
+
+
+def _cells(by_network: dict[str, list[float]], networks: list[str], sign: str = "") -> list[str]:
+    columns = [by_network.get(network) for network in networks]
+    columns.append([fmean(repeat) for repeat in zip(*columns, strict=True)] if all(columns) else None)
+    return [f"{fmean(c):{sign}.1f} ± {stdev(c) / len(c) ** 0.5:.1f}" if c else "" for c in columns]
 
 
 def main() -> None:
@@ -56,48 +108,57 @@ def main() -> None:
     parser.add_argument("--data", default="builtin")
     parser.add_argument("--protocol", default="quick")
     parser.add_argument("--networks", nargs="+", help="those of the protocol when not given")
-    parser.add_argument("--label", help="name of the result files")
+    parser.add_argument("--variants", nargs="+", help="all when not given")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--teacher", help="file of `ld3m teacher`: soft labels")
     parser.add_argument("settings", nargs="*", help="name=value, values as in YAML")
     arguments = parser.parse_args()
     shared = {name: yaml.safe_load(value) for name, value in (setting.split("=", 1) for setting in arguments.settings)}
-    label = arguments.label or arguments.name
+    networks = list(arguments.networks or find(arguments.protocol).networks)
+    variants = VARIANTS[arguments.name]
+    variants = {name: variants[name] for name in arguments.variants or variants}
+    label = "-".join([arguments.name, *(setting.replace("=", "") for setting in arguments.settings)])
+    outs = {variant: Path("runs") / f"compare-{label}" / variant.replace(" ", "-") for variant in variants}
+    for variant, settings in variants.items():
+        make(arguments.data, outs[variant], shared | settings)
 
-    lines, rows, baselines_done = [], {}, False
-    for variant, settings in VARIANTS[arguments.name].items():
-        out = Path("runs") / f"compare-{label}" / variant.replace(" ", "-")
-        result = make(arguments.data, out, shared | settings)
-        path = out / "evaluation.json"
-        if path.is_file():
-            report = Report.from_json(path.read_text())
-        else:
-            report = ld3m.evaluate(
-                out,
-                arguments.data,
-                protocol=arguments.protocol,
-                networks=arguments.networks,
-                baselines=() if baselines_done else tuple(BASELINES),
-            )
-        baselines_done = True
+    names = list(BASELINES.values()) + list(variants)
+    rows: Rows = {name: {} for name in names}
+    about: dict[str, object] = {}
+    for network, (number, variant) in ((n, v) for n in networks for v in enumerate(variants)):
+        report = judge(outs[variant], arguments, network, () if number else tuple(BASELINES))
         for row in report.rows:
-            name = BASELINES.get(row["set"], variant)
-            rows.setdefault(name, {})[row["network"]] = (row["mean"], row["std"])
-        for name, score in report.unseen.items():
-            rows[BASELINES.get(name, variant)]["unseen mean"] = score
-        print(f"{variant}: {report.unseen}", flush=True)
-        lines.append({"variant": variant, "settings": dict(result.config), "evaluation": json.loads(report.to_json()),
-                      "run": json.loads((out / "result.json").read_text())})  # fmt: skip
+            rows[BASELINES.get(row["set"], variant)][network] = row["accuracies"]
+        about = {
+            "protocol": report.protocol,
+            **{k: report.about.get(k) for k in ("data", "teacher", "device", "threads")},
+        }
+        print(f"{network}, {variant}: {report.rows[0]['mean']:.1f}", flush=True)
+        write(arguments, label, rows, networks, about, outs)
+    print(table(rows, networks, PAIRS.get(arguments.name)))
 
-    columns = list(next(iter(rows.values())))
-    table = [f"| set | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, cells in rows.items():
-        table.append(f"| {name} | " + " | ".join(f"{cells[k][0]:.1f} ± {cells[k][1]:.1f}" for k in columns) + " |")
-    results = Path(__file__).parent / "results"
-    command = f"python benchmarks/compare.py {arguments.name} --data {Path(arguments.data).name} --protocol " \
-              f"{arguments.protocol} {' '.join(arguments.settings)}"  # fmt: skip
-    head = {"command": command, "cores": os.cpu_count(), "versions": versions()}
-    (results / f"{label}.json").write_text(json.dumps({**head, "runs": lines}, indent=1) + "\n")
-    (results / f"{label}.md").write_text(f"`{command}`\n\n" + "\n".join(table) + "\n")
-    print("\n".join(table))
+
+def write(
+    arguments: argparse.Namespace, label: str, rows: Rows, networks: list[str], about: object, outs: dict[str, Path]
+) -> None:
+    """Write what is known so far, with all that a reader needs to judge it."""
+    words = ["python benchmarks/compare.py", arguments.name, *arguments.settings, "--networks", *networks]
+    words += ["--variants", *(f"'{name}'" for name in outs)] if arguments.variants else []
+    words += ["--data", Path(arguments.data).name, "--protocol", arguments.protocol]
+    words += ["--teacher", Path(arguments.teacher).name] if arguments.teacher else []
+    made = {variant: json.loads((out / "result.json").read_text()) for variant, out in outs.items()}
+    content = {
+        "command": " ".join(words),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        **about,
+        "accuracies": rows,
+        "sets": made,
+    }
+    name = label + ("-soft" if arguments.teacher else "")
+    text = table(rows, networks, PAIRS.get(arguments.name))
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(f"`{content['command']}`\n\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -239,14 +239,15 @@ def _sample(argv: list[str]) -> None:
 
 def _evaluate(argv: list[str]) -> None:
     from ld3m.evaluation import evaluate
-    from ld3m.report import write_report
+    from ld3m.finishing import publish
+    from ld3m.report import read_mapping
     from ld3m.result import load
 
     command = _parse(EvaluateCommand, argv)
     data = command.data or str(load(command.run).config.get("data", "builtin"))
     options = {k: v for k, v in vars(command).items() if k not in ("run", "data", "quiet")}
     report = evaluate(command.run, data, **options, progress=not command.quiet)
-    write_report(command.run)
+    publish(command.run, read_mapping(command.run / "result.json"))
     print(report.table())
 
 

@@ -111,7 +111,7 @@ class DistillConfig:
     attention: str = "auto"
     """Attention of the prior: "auto" by device and shape, "sdpa", "xformers", "bmm"."""
     cuda_graphs: bool | None = None
-    """Replay the denoiser as CUDA graphs; on a GPU when not given."""
+    """Replay the denoiser as CUDA graphs (ld3m); on a GPU when not given."""
     seed: int = 0
     """Everything random follows from it."""
     holdout: float | None = None
@@ -151,12 +151,27 @@ class DistillConfig:
             raise ConfigError(f"guidance_scale is a finite number, got {self.guidance_scale!r}")
         if self.retain is not None and not 0 <= self.retain <= 1:
             raise ConfigError(f"retain is a fraction from 0 to 1, got {self.retain!r}")
+        for name, spaces in _SPACES_OF.items():
+            value = getattr(self, name)
+            if not (value is None or value is False or value == "auto" or self.space in spaces):
+                raise ConfigError(
+                    f"{name} is for space {' or '.join(spaces)}, and the space is {self.space!r}; leave {name} out"
+                )
 
 
 _AT_LEAST_ONE = (
     "ipc", "resolution", "iterations", "steps", "latent_size", "width", "real_batch", "num_experts",
     "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
 )  # fmt: skip
+
+# What another space has no use for: it is refused there rather than passed over.
+_SPACES_OF = {
+    "layer": ("glad",),
+    "lr_codes": ("glad",),
+    "latent_size": ("ld3m", "autoencoder"),
+    "attention": ("ld3m", "autoencoder"),
+    "cuda_graphs": ("ld3m",),
+}
 
 # Learning rates by algorithm. What stands under a space's name holds in that space, where scales are others.
 PRESETS: dict[str, dict[str, object]] = {

@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -63,9 +64,15 @@ def conclude(job: _Job, facts: dict[str, object], progress: bool) -> None:
             seed=job.config.seed,
             progress=progress,
         )
-    evaluation = read_mapping(folder / "evaluation.json")
-    protocol = evaluation["protocol"]["name"] if evaluation else job.config.evaluate
-    write_json(folder / "result.json", facts | {"protocol": protocol, "accuracy": evaluation.get("unseen")})
+    publish(folder, facts | {"protocol": job.config.evaluate, "accuracy": None})
+
+
+def publish(folder: Path, facts: dict[str, object]) -> None:
+    """Write report.html and, where there are facts, result.json: these and the outcome of evaluation.json."""
+    if facts:
+        evaluation = read_mapping(folder / "evaluation.json")
+        outcome = {"protocol": evaluation["protocol"]["name"], "accuracy": evaluation["unseen"]} if evaluation else {}
+        write_json(folder / "result.json", facts | outcome)
     write_report(folder)
 
 

@@ -1,15 +1,14 @@
 """What a run in the space "glad" is prepared with: the generator, its memory plan, features and codes to start from."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from ld3m import result, seeds
+from ld3m import seeds
 from ld3m.config import DistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.footprint import saved_bytes, size_of
+from ld3m.initialisation import given_set
 from ld3m.memory import IMAGES_IN_FLIGHT, Plan, default_budget, even_size, parse_bytes, size_text
 from ld3m.priors.classes import match_classes
 from ld3m.priors.stylegan import StyleGAN
@@ -113,9 +112,7 @@ def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tupl
 
 
 def _given(folder: str, shapes: dict[str, tuple[int, ...]], device: torch.device) -> tuple[Tensor, ...]:
-    if not (Path(folder) / result.DISTILLED).is_file():
-        raise ConfigError(f"init is 'real', 'noise' or the folder of a distilled set, got {folder!r}")
-    parameters = result.load(folder).parameters
+    parameters = given_set(folder).parameters
     found = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     if found != shapes:
         raise ConfigError(f"init {folder} holds {found}; this run needs {shapes}: choose the set's own prior and layer")

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ld3m import config as configuration
 from ld3m import data as data_room
-from ld3m import networks, result, seeds
+from ld3m import networks
 from ld3m.chain import chain_table
 from ld3m.config import Config, DistillConfig
 from ld3m.data import Dataset
@@ -20,6 +19,7 @@ from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import PROTOCOLS
 from ld3m.experts import Experts, load_experts, train_experts
 from ld3m.glad_preparation import check_generator, generator_name, glad_space, plan_glad
+from ld3m.initialisation import initial_conditioning, initial_images, initial_latents
 from ld3m.memory import Plan, plan_memory
 from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.priors import Execution, Prior, StyleGAN, load_prior, load_stylegan
@@ -62,8 +62,8 @@ def prepare(
     dtype = config.dtype or ("bfloat16" if is_cuda and config.space != "glad" else "float32")
     config = replace(config, dtype=dtype, compile=is_cuda if config.compile is None else config.compile)
     prior = _open_prior(config, prior, device)
+    config = replace(config, cuda_graphs=config.space == "ld3m" and prior.lean.graphs is not None)
     num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
-    config = replace(config, cuda_graphs=num_layers is None and prior.lean.graphs is not None)
     config = configuration.resolve(config, prior.native_resolution, num_layers)
     _check(config, prior)
     dataset = load_data(data, config)
@@ -211,7 +211,7 @@ def _space(
 ) -> Space:
     if config.space == "glad":
         return glad_space(config, prior, dataset, plan)
-    images = _initial_images(config, dataset)
+    images = initial_images(config, dataset)
     if config.space == "pixel":
         return PixelSpace(images.to(device), dataset.mean, dataset.std)
     chain = None
@@ -228,61 +228,13 @@ def _space(
         )
     return LatentSpace(
         prior,
-        _initial_latents(config, prior, images, min(plan.micro_batch, 16)),
-        _initial_conditioning(config, prior, dataset) if chain else None,
+        initial_latents(config, prior, images, min(plan.micro_batch, 16)),
+        initial_conditioning(config, prior, dataset) if chain else None,
         learn=config.learn if chain else ("latents",),
         resolution=config.resolution,
         chain=chain,
         decoder_batch=plan.decoder_batch,
     )
-
-
-def _initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
-    """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
-    num_classes = dataset.train.num_classes
-    if config.init == "real":
-        draw = seeds.generator(config.seed, "initial images")
-        indices = [dataset.train.of_class(label) for label in range(num_classes)]
-        picks = [index[torch.randperm(len(index), generator=draw)[: config.ipc]] for index in indices]
-        return dataset.train.batch(torch.cat(picks))
-    if config.init == "noise":
-        draw = seeds.generator(config.seed, "initial images")
-        shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
-        noise = torch.randn(shape, generator=draw)
-        return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
-    if not (Path(config.init) / result.DISTILLED).is_file():
-        raise ConfigError(f"init is 'real', 'noise' or the folder of a distilled set, got {config.init!r}")
-    given = result.load(config.init)
-    if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
-        raise ConfigError(
-            f"init {config.init} holds images {tuple(given.images.shape)}; this run needs {num_classes} classes × "
-            f"{config.ipc} at {config.resolution} px"
-        )
-    return given.images
-
-
-def _initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
-    side = config.latent_size or config.resolution // prior.downsample
-    shape = (len(images), prior.latent_channels, side, side)
-    if config.init == "noise":
-        return torch.randn(shape, generator=seeds.generator(config.seed, "initial latents")).to(prior.device)
-    size = (side * prior.downsample,) * 2
-    if images.shape[-1] != size[0]:
-        images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(at_once)])
-
-
-def _initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
-    if prior.conditioning_shape is None:
-        return None
-    rows = dataset.train.num_classes * config.ipc
-    if config.init_conditioning == "normal":
-        draw = seeds.generator(config.seed, "initial conditioning")
-        return torch.randn((rows, *prior.conditioning_shape), generator=draw).to(prior.device)
-    if config.init_conditioning == "null":
-        return prior.null_conditioning(rows).float()
-    ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids)
-    return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
 
 
 def objective_of(job: Job, progress: bool) -> Objective:

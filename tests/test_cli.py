@@ -290,3 +290,18 @@ def test_distill_ends_with_the_table(small, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "evaluation-progress.json").exists()
     status, again, _ = small("--evaluate quick --resume --out", tmp_path / "run")
     assert (status, again) == (0, out)
+
+
+def test_a_later_evaluation_is_what_result_json_says(small, ld3m_command, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert small("--evaluate none --out", run)[0] == 0
+    before = json.loads((run / "result.json").read_text())
+    short = replace(PROTOCOLS["quick"].with_epochs(2), name="short", networks=("ConvNet-w0.06",))
+    monkeypatch.setitem(PROTOCOLS, "short", short)
+    command = ("evaluate", run, "--protocol short --repeats 1 --baselines random")
+    assert ld3m_command(*command)[0] == 0
+    unseen = json.loads((run / "evaluation.json").read_text())["unseen"]
+    assert json.loads((run / "result.json").read_text()) == before | {"protocol": "short", "accuracy": unseen}
+    (run / "result.json").unlink()  # as of a run that has not ended
+    assert ld3m_command(*command)[0] == 0
+    assert not (run / "result.json").exists()

@@ -30,9 +30,10 @@ class Streamlined:
         execution = execution.on(next(denoiser.parameters()).device)
         if reason := obstacle(denoiser):
             logger.info("the denoiser runs as it is: %s", reason)
-            if self.execution.cuda_graphs:
+            given = {"cuda_graphs": self.execution.cuda_graphs, "attention": self.execution.attention != "auto"}
+            if forced := [name for name, is_given in given.items() if is_given]:
                 raise ConfigError(
-                    f"cuda_graphs needs a U-Net with a lean counterpart ({reason}); leave cuda_graphs out"
+                    f"{' and '.join(forced)} needs a U-Net with a lean counterpart ({reason}); leave it out"
                 )
         else:
             _set_format(denoiser, execution.channels_last)

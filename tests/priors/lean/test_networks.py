@@ -192,6 +192,8 @@ def test_switches_that_cannot_be_had_are_refused(tiny_prior):
         Execution(cuda_graphs=True).on(tiny_prior.device)
     with pytest.raises(BackendError, match=r"'xformers' cannot be imported .* pip install 'ld3m\[xformers\]'"):
         ld3m.load_prior("random:tiny").streamline(Execution(attention="xformers"))
+    with pytest.raises(ConfigError, match=r"attention needs a U-Net with a lean counterpart \(.*\); leave it out"):
+        ld3m.load_prior("random:dit-tiny").streamline(Execution(attention="bmm"))
 
 
 def test_defaults_by_device():

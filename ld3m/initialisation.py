@@ -1,0 +1,69 @@
+"""Where the optimisation of latents, conditioning and pixels starts: real images, noise, or another distilled set."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ld3m import result, seeds
+from ld3m.config import DistillConfig
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError
+from ld3m.priors import Prior
+from ld3m.priors.classes import match_classes
+from ld3m.result import Result
+
+
+def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
+    """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
+    num_classes = dataset.train.num_classes
+    if config.init == "real":
+        draw = seeds.generator(config.seed, "initial images")
+        indices = [dataset.train.of_class(label) for label in range(num_classes)]
+        picks = [index[torch.randperm(len(index), generator=draw)[: config.ipc]] for index in indices]
+        return dataset.train.batch(torch.cat(picks))
+    if config.init == "noise":
+        draw = seeds.generator(config.seed, "initial images")
+        shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
+        noise = torch.randn(shape, generator=draw)
+        return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
+    given = given_set(config.init)
+    if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
+        raise ConfigError(
+            f"init {config.init} holds images {tuple(given.images.shape)}; this run needs {num_classes} classes × "
+            f"{config.ipc} at {config.resolution} px"
+        )
+    return given.images
+
+
+def initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
+    """Return the latents (N, c, h, w) in float32: the images encoded, some at a time, or noise."""
+    side = config.latent_size or config.resolution // prior.downsample
+    shape = (len(images), prior.latent_channels, side, side)
+    if config.init == "noise":
+        return torch.randn(shape, generator=seeds.generator(config.seed, "initial latents")).to(prior.device)
+    size = (side * prior.downsample,) * 2
+    if images.shape[-1] != size[0]:
+        images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(at_once)])
+
+
+def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
+    """Return the conditioning (N, tokens, dim) in float32; None where the prior has none."""
+    if prior.conditioning_shape is None:
+        return None
+    rows = dataset.train.num_classes * config.ipc
+    if config.init_conditioning == "normal":
+        draw = seeds.generator(config.seed, "initial conditioning")
+        return torch.randn((rows, *prior.conditioning_shape), generator=draw).to(prior.device)
+    if config.init_conditioning == "null":
+        return prior.null_conditioning(rows).float()
+    ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids)
+    return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
+
+
+def given_set(init: str) -> Result:
+    """Open the distilled set that a setting `init` names which is none of its words."""
+    if not (Path(init) / result.DISTILLED).is_file():
+        raise ConfigError(f"init is 'real', 'noise' or the folder of a distilled set, got {init!r}")
+    return result.load(init)
