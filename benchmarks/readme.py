@@ -1,16 +1,17 @@
-"""Write README's section of results from the files in benchmarks/results.
+"""Write README's tables from the files in benchmarks/results.
 
 python benchmarks/readme.py
 """
 
 import json
 from pathlib import Path
+from statistics import fmean, stdev
 
 from ld3m.evaluation import Report
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- /results -->"
+BEGIN, END = "<!-- {}: written by benchmarks/readme.py -->", "<!-- /{} -->"
 
 
 def accuracies(name: str, heading: str) -> str:
@@ -89,6 +90,36 @@ def spaces() -> str:
     return f"What the skip, the chain and the prior are worth:\n\n{path.read_text()}" if path.is_file() else ""
 
 
+def selectors() -> str:
+    """Return what `compare.py selectors` measured: for each set the mean over networks, by size and kind of labels."""
+    columns: dict[str, dict[str, str]] = {}
+    networks: dict[str, list[str]] = {}
+    for ipc in (1, 10, 50):
+        for labels in ("", "-soft"):
+            path = RESULTS / f"selectors-ipc{ipc}{labels}.json"
+            if not path.is_file():
+                continue
+            accuracies = json.loads(path.read_text())["accuracies"]
+            name = f"{ipc} a class, {'soft' if labels else 'hard'}"
+            networks[name] = [n for n in accuracies["random real"] if all(n in row for row in accuracies.values())]
+            columns[name] = {row: _over(by_network, networks[name]) for row, by_network in accuracies.items()}
+    if not columns:
+        return ""
+    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+    lines = [f"| set | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {row} | {' | '.join(column.get(row, '') for column in columns.values())} |" for row in rows]
+    most = max(networks.values(), key=len)
+    fewer = [f"{name}: {', '.join(own)} alone" for name, own in networks.items() if own != most]
+    notes = [f"Mean of {', '.join(most)}.", *(f"{note}." for note in fewer)]
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def _over(by_network: dict[str, list[float]], networks: list[str]) -> str:
+    """Return mean and standard error of the repeats, each averaged over the networks."""
+    means = [fmean(repeat) for repeat in zip(*(by_network[network] for network in networks), strict=True)]
+    return f"{fmean(means):.1f} ± {stdev(means) / len(means) ** 0.5:.1f}" if means else ""
+
+
 MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
     "mean ± standard deviation of five trainings):"
@@ -100,7 +131,7 @@ GLAD_HARD = (
 
 
 def main() -> None:
-    sections = [
+    results = [
         accuracies("main_job.json", MAIN_JOB),
         accuracies("main_job_glad_hard.json", GLAD_HARD),
         spaces(),
@@ -109,11 +140,13 @@ def main() -> None:
         chain(),
         prior(),
     ]
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    body = "\n".join(section for section in sections if section)
-    readme.write_text(f"{before}{BEGIN}\n## Results\n\n{body}\n{END}{after}")
+    regions = {"results": "## Results\n\n" + "\n".join(filter(None, results)), "selectors": selectors()}
+    text = (ROOT / "README.md").read_text()
+    for name, body in regions.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
+    (ROOT / "README.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Nothing is estimated from a network's structure: each part of an iteration is ru
 the prior, and what its operations allocate is counted. On the meta device that takes neither memory nor weights.
 """
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Ledger(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self._alive:
                 self._add(tensor.untyped_storage())
+        if function is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.now + _reordered(*args[:2], result))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -121,6 +124,15 @@ def size_of(*modules: nn.Module) -> int:
     """Return the bytes of the modules' weights and buffers."""
     tensors = {t.untyped_storage()._cdata: t for m in modules for t in (*m.parameters(), *m.buffers())}
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+
+
+def _reordered(images: Tensor, weight: Tensor, result: Tensor) -> int:
+    """Return what a CPU's convolution copies into a layout of its own: its input or its result, the larger one.
+
+    So oneDNN does with kernels of more than one pixel and images in the plain layout; in other cases it depends.
+    """
+    is_plain = images.is_contiguous() and math.prod(weight.shape[2:]) > 1
+    return max(images.nbytes, result.nbytes) if images.device.type == "cpu" and is_plain else 0
 
 
 def _ledger(call: Callable[[], object], device: torch.device) -> Ledger | CudaLedger:

@@ -234,6 +234,24 @@ def small_run(coloured_folder, small_options, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """Most bytes that a call held at once, beyond what was there before."""
+
+    def measure(call: Callable[[], object]) -> int:
+        call()  # first-call caches
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            call()
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        return peak
+
+    return measure
+
+
 class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
     """Bytes of the storages that autograd holds for backward passes, weights left out: now and at most."""
 

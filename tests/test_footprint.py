@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ld3m.footprint import Ledger, footprint, peak_bytes, size_of
+from ld3m import footprint as footprint_module
+from ld3m.footprint import Ledger, footprint, size_of
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_a_footprint_has_what_is_held_and_the_peaks_of_both_passes(device):
 
 
 def test_the_peak_of_a_call():
-    assert peak_bytes(lambda: (torch.ones(1000) + 1).sum(), CPU) == 8000
+    assert footprint_module.peak_bytes(lambda: (torch.ones(1000) + 1).sum(), CPU) == 8000
 
 
 def test_the_size_of_modules_counts_each_storage_once():
@@ -56,3 +57,11 @@ def test_the_size_of_modules_counts_each_storage_once():
     shared.weight = layer.weight
     assert size_of(layer, shared) == 400
     assert size_of(norm) == 4 * 40 + 8  # weight, bias, running mean and variance; the count of batches
+
+
+@pytest.mark.parametrize("channels", [(3, 32), (32, 32), (64, 16)])
+def test_what_a_convolution_copies_is_counted(channels, peak_bytes):
+    layer, images = nn.Conv2d(*channels, 3, padding=1), torch.ones(32, channels[0], 16, 16)
+    with torch.no_grad():
+        counted, allocated = footprint_module.peak_bytes(lambda: layer(images), CPU), peak_bytes(lambda: layer(images))
+    assert counted == pytest.approx(allocated, rel=0.05)

@@ -46,21 +46,3 @@ def seeded() -> Callable[..., Tensor]:
     """Standard normal float64 tensors, one after another from one seed."""
     generator = torch.Generator().manual_seed(11)
     return lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
-@pytest.fixture(scope="session")
-def peak_bytes() -> Callable[[Callable[[], object]], int]:
-    """Most bytes that a call held at once, beyond what was there before."""
-
-    def measure(call: Callable[[], object]) -> int:
-        call()  # first-call caches
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
-
-    return measure
