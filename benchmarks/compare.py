@@ -10,6 +10,7 @@ soft labels add to it. The table goes to benchmarks/results/NAME-<settings>[-sof
 import argparse
 import json
 import os
+import re
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -35,6 +36,13 @@ VARIANTS = {
         "pixel": {"space": "pixel"},
     },
     "algorithms": {"dc": {"algorithm": "dc"}, "dm": {"algorithm": "dm"}, "mtt": {"algorithm": "mtt"}},
+    # At the paper's resolution, on priors of random weights, which its rows "Random" have.
+    "random-priors": {
+        "ld3m on ffhq256's structure": {"prior": "random:ffhq256-released"},
+        "ld3m on cin256's structure": {"prior": "random:cin256"},
+        "autoencoder": {"prior": "random:cin256", "space": "autoencoder"},
+        "pixel": {"space": "pixel"},
+    },
     # D3HR and its alternatives, by `ld3m.sample_dataset`, beside LD3M.
     "selectors": {
         "one group": {"selector": "random"},
@@ -118,7 +126,7 @@ def main() -> None:
     variants = VARIANTS[arguments.name]
     variants = {name: variants[name] for name in arguments.variants or variants}
     label = "-".join([arguments.name, *(setting.replace("=", "") for setting in arguments.settings)])
-    outs = {variant: Path("runs") / f"compare-{label}" / variant.replace(" ", "-") for variant in variants}
+    outs = {variant: Path("runs") / f"compare-{label}" / re.sub(r"\W+", "-", variant) for variant in variants}
     for variant, settings in variants.items():
         make(arguments.data, outs[variant], shared | settings)
 

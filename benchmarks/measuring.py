@@ -4,6 +4,7 @@ A case is a dictionary of name, mode, shape, dtype, against, and of two function
 `baseline`. It may also have
 
     bytes            read and written by one call of ours
+    images           made by one call of ours
     work             a function that does the work of ours without CUDA graphs, whose operations are counted
     tolerance        largest error that is let pass; None where the two are not to give the same tensors
     runs             timed runs of each
@@ -212,6 +213,8 @@ def rates(case: dict, row: dict, best: dict[str, float]) -> dict[str, float]:
         reference = {"gbs": "copy_gbs", "tflops": "matmul_tflops"}[name]
         if reference in best:
             found[f"{name}_share"] = rate / best[reference]
+    if "images" in case:
+        found["images_s"] = case["images"] / seconds
     return found
 
 

@@ -44,6 +44,7 @@ MODULES = {op: (op,) for op in OPS} | {
     "dc_loss": ("dc_loss",),
     "main_job": ("main-job",),
     "iteration": ("iter/",),
+    "sampling": ("sample/",),
 }
 SECONDS = {"cpu": 1.0, "gpu": 3.0, "smoke": 0.05}
 RUNS = {"cpu": 20, "gpu": 20, "smoke": 2}
