@@ -36,10 +36,10 @@ VARIANTS = {
         "pixel": {"space": "pixel"},
     },
     "algorithms": {"dc": {"algorithm": "dc"}, "dm": {"algorithm": "dm"}, "mtt": {"algorithm": "mtt"}},
-    # At the paper's resolution, on priors of random weights, which its rows "Random" have.
+    # At the paper's resolution, on priors of random weights, as in its rows "Random".
     "random-priors": {
-        "ld3m on ffhq256's structure": {"prior": "random:ffhq256-released"},
-        "ld3m on cin256's structure": {"prior": "random:cin256"},
+        "ld3m, ffhq256": {"prior": "random:ffhq256-released"},
+        "ld3m, cin256": {"prior": "random:cin256"},
         "autoencoder": {"prior": "random:cin256", "space": "autoencoder"},
         "pixel": {"space": "pixel"},
     },

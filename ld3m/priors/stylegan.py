@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from ld3m.errors import InputError
+from ld3m.priors.frozen_conv2d import frozen_conv2d
 from ld3m.priors.stylegan_filters import CLAMP, SLOPE, down_matrices, filtered_leaky_relu, up_matrix
 from ld3m.priors.stylegan_layers import FIRST_CUTOFF, MARGIN, LayerSpec
 
@@ -156,27 +156,13 @@ def modulated_convolution(
     """
     if is_demodulated:
         styles = styles * styles.square().mean().rsqrt()  # over the whole batch, as published
-    y = _FrozenConvolution.apply(x * (styles * gain)[:, :, None, None], weight)
+    fully = (weight.shape[-1] - 1,) * 2
+    y = frozen_conv2d(x * (styles * gain)[:, :, None, None], weight, padding=fully)
     if not is_demodulated:
         return y + bias[:, None, None]
     energy = weight.square().sum((2, 3))  # (out, in, k, k) -> (out, in)
     demodulation = (styles.square() @ energy.T + _EPSILON).rsqrt()
     return torch.addcmul(bias[:, None, None], y, demodulation[:, :, None, None])
-
-
-class _FrozenConvolution(torch.autograd.Function):
-    """Fully padded convolution that keeps nothing for the backward pass; torch's own keeps its input."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] - 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return F.conv_transpose2d(grad, weight, padding=weight.shape[-1] - 1), None
 
 
 class Synthesis(nn.Module):

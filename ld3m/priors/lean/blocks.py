@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ld3m.ops.group_norm_silu import group_norm_silu
+from ld3m.priors.frozen_conv2d import frozen_conv2d
 from ld3m.priors.lean.attention import attention
 from ld3m.priors.lean.execution import Execution
 
@@ -30,9 +31,8 @@ class Blocks:
     def conv(self, layer: nn.Conv2d, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve, with another bias than the layer's own where one is given."""
         bias = layer.bias if bias is None else bias
-        if self.keep_less:
-            return _FrozenConv.apply(x, layer.weight, bias, layer.stride, layer.padding)
-        return F.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
+        convolve = frozen_conv2d if self.keep_less else F.conv2d
+        return convolve(x, layer.weight, bias, layer.stride, layer.padding)
 
     def norm_silu(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         if self.fused_norm:
@@ -94,37 +94,6 @@ def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
 def _geglu(halves: Tensor) -> Tensor:
     value, gate = halves.chunk(2, -1)
     return value * F.gelu(gate)
-
-
-class _FrozenConv(torch.autograd.Function):
-    """A convolution that keeps its weight, not its input: the gradient in the input needs no more."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
-        return F.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        [weight] = ctx.saved_tensors
-        x = grad.new_empty(1).expand(ctx.shape)  # its shape alone is read
-        dilation, output_padding, groups = (1, 1), (0, 0), 1
-        grad, _, _ = torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            None,
-            ctx.stride,
-            ctx.padding,
-            dilation,
-            False,
-            output_padding,
-            groups,
-            (True, False, False),
-        )
-        return grad, None, None, None, None
 
 
 class _Geglu(torch.autograd.Function):
