@@ -25,7 +25,6 @@ from ld3m.evaluation.protocols import find
 from ld3m.evaluation.subject import open_subject
 from ld3m.finishing import versions
 
-RESULTS = Path(__file__).parent / "results"
 VARIANTS = {
     # What the skip, the chain and the prior are worth, everything else equal.
     "spaces": {
@@ -68,8 +67,9 @@ def make(data: str, out: Path, settings: dict[str, object]) -> ld3m.result.Resul
         return ld3m.distill(data, out=out, **options, **settings)
     if settings["selector"] == "kmeans":  # which inverts nothing
         return ld3m.sample_dataset(data, out=out, **options, **settings)
-    first = Path("runs") / f"statistics-{Path(data).stem}"
-    ld3m.sample_dataset(data, out=first, selector="random", resume=first.is_dir(), evaluate="none")
+    shared = {name: settings[name] for name in ("prior", "resolution", "class_ids") if name in settings}
+    first = Path("runs") / "-".join(["statistics", Path(data).stem, *map(str, shared.values())]).replace("/", "-")
+    ld3m.sample_dataset(data, out=first, selector="random", resume=first.is_dir(), evaluate="none", **shared)
     return ld3m.sample_dataset(data, out=out, statistics=str((first / "statistics").resolve()), **options, **settings)
 
 
@@ -117,8 +117,9 @@ def main() -> None:
     parser.add_argument("--protocol", default="quick")
     parser.add_argument("--networks", nargs="+", help="those of the protocol when not given")
     parser.add_argument("--variants", nargs="+", help="all when not given")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="2 or more: the table has standard errors")
     parser.add_argument("--teacher", help="file of `ld3m teacher`: soft labels")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     parser.add_argument("settings", nargs="*", help="name=value, values as in YAML")
     arguments = parser.parse_args()
     shared = {name: yaml.safe_load(value) for name, value in (setting.split("=", 1) for setting in arguments.settings)}
@@ -165,8 +166,8 @@ def write(
     }
     name = label + ("-soft" if arguments.teacher else "")
     text = table(rows, networks, PAIRS.get(arguments.name))
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(f"`{content['command']}`\n\n{text}\n")
+    (arguments.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (arguments.results / f"{name}.md").write_text(f"`{content['command']}`\n\n{text}\n")
 
 
 if __name__ == "__main__":
