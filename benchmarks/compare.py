@@ -3,14 +3,16 @@
     python benchmarks/compare.py NAME [shared settings as name=value …] [--networks …] [--teacher FILE]
 
 NAME is a list of variants below; a teacher gives soft labels. Sets lie in runs/compare-NAME-<settings>/<variant>, with
-the accuracies of their finished trainings, which are kept: a broken-off comparison goes on, and further networks or
-soft labels add to it. The table goes to benchmarks/results/NAME-<settings>[-soft].json and .md, as far as it is known.
+the accuracies of their finished trainings, so that a broken-off comparison goes on, and no training is done twice when
+networks are added to the command. The table goes to benchmarks/results/NAME-<settings>[-soft].json and .md, as far as
+it is known. Its ± is over trainings: every variant is one set, made from one seed.
 """
 
 import argparse
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -55,19 +57,23 @@ VARIANTS = {
 BASELINES = {"random": "random real", "kmeans": "k-means real"}
 # Differences asked for, taken repeat by repeat: networks start from the same weights on every set.
 PAIRS = {"selectors": ("moments", "best of 1e5 groups")}
+# Settings that the statistics of a class follow from.
+_OF_STATISTICS = (
+    "prior", "prior_config", "resolution", "class_ids", "steps", "stop", "inversion_guidance", "real_images", "dtype",
+    "seed", "holdout",
+)  # fmt: skip
 Rows = dict[str, dict[str, list[float]]]  # accuracies of the repeats, by set and network
 
 
 def make(data: str, out: Path, settings: dict[str, object]) -> ld3m.result.Result:
-    """Make one set; all that are sampled share the statistics of the classes, which are most of the work."""
-    if (out / "result.json").is_file():
-        return ld3m.load(out)
+    """Make one set, or go on with it, which refuses one of other settings or data; all that are sampled share the
+    statistics of the classes, which are most of the work."""
     options = {"resume": out.is_dir(), "evaluate": "none"}
     if "selector" not in settings:
         return ld3m.distill(data, out=out, **options, **settings)
     if settings["selector"] == "kmeans":  # which inverts nothing
         return ld3m.sample_dataset(data, out=out, **options, **settings)
-    shared = {name: settings[name] for name in ("prior", "resolution", "class_ids") if name in settings}
+    shared = {name: settings[name] for name in _OF_STATISTICS if name in settings}
     first = Path("runs") / "-".join(["statistics", Path(data).stem, *map(str, shared.values())]).replace("/", "-")
     ld3m.sample_dataset(data, out=first, selector="random", resume=first.is_dir(), evaluate="none", **shared)
     return ld3m.sample_dataset(data, out=out, statistics=str((first / "statistics").resolve()), **options, **settings)
@@ -117,7 +123,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="quick")
     parser.add_argument("--networks", nargs="+", help="those of the protocol when not given")
     parser.add_argument("--variants", nargs="+", help="all when not given")
-    parser.add_argument("--repeats", type=int, default=5, help="2 or more: the table has standard errors")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--teacher", help="file of `ld3m teacher`: soft labels")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     parser.add_argument("settings", nargs="*", help="name=value, values as in YAML")
@@ -126,7 +132,13 @@ def main() -> None:
     networks = list(arguments.networks or find(arguments.protocol).networks)
     variants = VARIANTS[arguments.name]
     variants = {name: variants[name] for name in arguments.variants or variants}
-    label = "-".join([arguments.name, *(setting.replace("=", "") for setting in arguments.settings)])
+    if arguments.repeats < 2:
+        sys.exit(f"--repeats is at least 2, for the table has standard errors; got {arguments.repeats}")
+    if find(arguments.protocol).labels == "soft" and not arguments.teacher:
+        sys.exit(f"--protocol {arguments.protocol} has soft labels: name a --teacher, made by `ld3m teacher`")
+    named = {Path(arguments.data).stem: "builtin", arguments.protocol: "quick"}  # said where they are others
+    parts = [name for name, default in named.items() if name != default]
+    label = "-".join([arguments.name, *parts, *(setting.replace("=", "") for setting in arguments.settings)])
     outs = {variant: Path("runs") / f"compare-{label}" / re.sub(r"\W+", "-", variant) for variant in variants}
     for variant, settings in variants.items():
         make(arguments.data, outs[variant], shared | settings)

@@ -87,7 +87,11 @@ def _digits(value: float) -> str:
 
 def spaces() -> str:
     path = RESULTS / "spaces.md"
-    return f"What the skip, the chain and the prior are worth:\n\n{path.read_text()}" if path.is_file() else ""
+    return (
+        f"What the skip, the chain and the prior are worth (an earlier version; ± as above):\n\n{path.read_text()}"
+        if path.is_file()
+        else ""
+    )
 
 
 def selectors() -> str:

@@ -13,7 +13,7 @@ import tyro
 
 from ld3m import __version__
 from ld3m.config import build, resolve
-from ld3m.errors import Ld3mError
+from ld3m.errors import ConfigError, Ld3mError
 from ld3m.evaluation.teaching import TeacherTraining
 from ld3m.priors.training import PriorTraining
 from ld3m.run_commands import DistillCommand, Flat, Positional, SampleCommand, run
@@ -239,15 +239,14 @@ def _sample(argv: list[str]) -> None:
 
 def _evaluate(argv: list[str]) -> None:
     from ld3m.evaluation import evaluate
-    from ld3m.finishing import publish
-    from ld3m.report import read_mapping
     from ld3m.result import load
 
     command = _parse(EvaluateCommand, argv)
     data = command.data or str(load(command.run).config.get("data", "builtin"))
+    if data.startswith("<"):
+        raise ConfigError(f"the data of {command.run} was given in memory, as {data}; name DATA after the run")
     options = {k: v for k, v in vars(command).items() if k not in ("run", "data", "quiet")}
     report = evaluate(command.run, data, **options, progress=not command.quiet)
-    publish(command.run, read_mapping(command.run / "result.json"))
     print(report.table())
 
 

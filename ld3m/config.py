@@ -1,5 +1,6 @@
 """Settings of a distillation: what a user may say, named presets for the rest, and checks of both."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -12,6 +13,7 @@ from types import UnionType
 
 import yaml
 
+from ld3m.chain.schedule import INJECTIONS, SCHEDULES
 from ld3m.errors import ConfigError
 
 ALGORITHMS = ("dc", "dm", "mtt")
@@ -128,6 +130,8 @@ class DistillConfig:
         one_of(self.algorithm, "algorithm", ALGORITHMS)
         one_of(self.space, "space", SPACES)
         one_of(self.metric, "metric", METRICS)
+        one_of(self.injection, "injection", INJECTIONS)
+        one_of(self.schedule, "schedule", tuple(SCHEDULES))
         one_of(self.noise, "noise", ("fresh", "fixed"))
         one_of(self.unroll, "unroll", ("exact", "tesla"))
         one_of(self.init_conditioning, "init_conditioning", ("class", "normal", "null"))
@@ -151,6 +155,8 @@ class DistillConfig:
             raise ConfigError(f"guidance_scale is a finite number, got {self.guidance_scale!r}")
         if self.retain is not None and not 0 <= self.retain <= 1:
             raise ConfigError(f"retain is a fraction from 0 to 1, got {self.retain!r}")
+        if self.experts is not None and self.algorithm != "mtt":
+            raise ConfigError(f"experts are for algorithm mtt, and the algorithm is {self.algorithm!r}; leave them out")
         for name, spaces in _SPACES_OF.items():
             value = getattr(self, name)
             if not (value is None or value is False or value == "auto" or self.space in spaces):
@@ -164,8 +170,10 @@ _AT_LEAST_ONE = (
     "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
 )  # fmt: skip
 
-# What another space has no use for: it is refused there rather than passed over.
+# What is refused in other spaces rather than passed over.
 _SPACES_OF = {
+    "memory_budget": ("ld3m", "autoencoder", "glad"),
+    "retain": ("ld3m", "autoencoder", "glad"),
     "layer": ("glad",),
     "lr_codes": ("glad",),
     "latent_size": ("ld3m", "autoencoder"),
@@ -254,6 +262,7 @@ def build(settings: Mapping[str, object], base: Config | None = None) -> Config:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             kind = type(base).__name__.removesuffix("Config").lower()
             raise ConfigError(f"{name!r} is not a setting of {kind}{hint}")
+        value = settings[name] = _number(value, known[name].type)
         if not _fits(value, known[name].type):
             expected = known[name].type
             raise ConfigError(f"{name} is {expected.__name__ if type(expected) is type else expected}, got {value!r}")
@@ -264,6 +273,14 @@ def _plain(value: object) -> object:
     """Spell a path, a torch device or a torch dtype as the text that a file of settings has for it."""
     if isinstance(value, Path) or type(value).__module__ == "torch":
         return str(value).removeprefix("torch.")
+    return value
+
+
+def _number(value: object, annotation: type | UnionType) -> object:
+    """Read a text such as 1e-3, which YAML takes for a word, where a number and no text is asked for."""
+    if isinstance(value, str) and _fits(0.5, annotation) and not _fits("", annotation):
+        with contextlib.suppress(ValueError):
+            return float(value)
     return value
 
 

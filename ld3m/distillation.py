@@ -147,11 +147,11 @@ class _Loop:
             torch.cuda.empty_cache()
         plan = None if self.plan is None else self.plan.smaller()
         if plan is None:
-            needed = "" if self.plan is None else f" for the smallest plan, {size_text(self.plan.peak_bytes)}"
+            needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
             raise MemoryBudgetError(
                 f"{self.job.device} ran out of memory in iteration {iteration}: there is not enough{needed}; the state "
-                "before it is kept. Free what other programs hold, or start anew with a lower ipc, resolution or "
-                "real_batch, or dtype bfloat16"
+                "before it is kept. Free what other programs hold, or start anew with a lower memory_budget, ipc, "
+                "resolution or real_batch, or dtype bfloat16"
             )
         logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
         self._hold(plan)

@@ -65,6 +65,7 @@ def train_experts(
     plan = networks.blueprint(network, width=width, **size)
     recipe = {
         "data": dataset.name,
+        "fingerprint": dataset.fingerprint,
         "epochs": epochs,
         "lr": lr,
         "batch_size": batch_size,
@@ -134,22 +135,25 @@ def load_experts(
     num_classes: int,
     resolution: int,
     epochs: int = 1,
+    fingerprint: str | None = None,
 ) -> Experts:
     """Open the experts of a folder, which must be of this network; tensors are read when asked for.
 
     Args:
         network, width, num_classes, resolution: as in `networks.build`.
         epochs: that will be needed, the last start epoch plus the epochs to match.
+        fingerprint: of the data they have to be trained on; any data when None.
 
     Raises:
         CheckpointError: no folder, no expert in it, or a damaged file.
-        ConfigError: experts of another network or size, or with fewer epochs.
+        ConfigError: experts of another network, size or data, or with fewer epochs.
     """
     files = sorted(Path(folder).glob("expert-*.safetensors"))
     if not files:
         raise CheckpointError(f"no expert-*.safetensors in {folder}; train some with `ld3m experts`, or check the path")
     plan = networks.blueprint(network, width=width, num_classes=num_classes, resolution=resolution)
     wanted = _describe(plan, network, num_classes=num_classes, resolution=resolution)
+    wanted |= {"fingerprint": fingerprint} if fingerprint else {}
     fewest, shortest = min((_check(file, plan, wanted), file) for file in files)
     if fewest < epochs:
         raise ConfigError(

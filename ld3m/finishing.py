@@ -5,7 +5,6 @@ import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from ld3m.data import Dataset
 from ld3m.evaluation import evaluate
 from ld3m.preparation import Job
-from ld3m.report import draw_curves, read_mapping, write_report
+from ld3m.report import draw_curves, publish, read_mapping
 from ld3m.result import Result
 from ld3m.runs import RunFolder
 from ld3m.storage import write_json
@@ -64,16 +63,8 @@ def conclude(job: _Job, facts: dict[str, object], progress: bool) -> None:
             seed=job.config.seed,
             progress=progress,
         )
-    publish(folder, facts | {"protocol": job.config.evaluate, "accuracy": None})
-
-
-def publish(folder: Path, facts: dict[str, object]) -> None:
-    """Write report.html and, where there are facts, result.json: these and the outcome of evaluation.json."""
-    if facts:
-        evaluation = read_mapping(folder / "evaluation.json")
-        outcome = {"protocol": evaluation["protocol"]["name"], "accuracy": evaluation["unseen"]} if evaluation else {}
-        write_json(folder / "result.json", facts | outcome)
-    write_report(folder)
+    write_json(folder / "result.json", facts | {"protocol": job.config.evaluate, "accuracy": None})
+    publish(folder)
 
 
 def measured(job: _Job, seconds: float, **more: object) -> dict[str, object]:

@@ -65,9 +65,16 @@ def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> P
         classes = min(even_size(num_classes, most // config.ipc) for most in (IMAGES_IN_FLIGHT, fitting))
     images = classes * config.ipc
     micro_batch = min(images, fitting, IMAGES_IN_FLIGHT)
-    kept = images if images <= fitting else fitting - micro_batch
-    peak = resident + min(images, fitting) * image_bytes
-    return Plan(100 * kept // images / 100, micro_batch, classes, None, None, peak, budget_bytes=budget)
+    most = images if images <= fitting else fitting - micro_batch
+    kept = most if config.retain is None else round(config.retain * images)
+    if kept > most:
+        raise ConfigError(
+            f"retain {config.retain} keeps the activations of {kept} images, and memory_budget of {size_text(budget)} "
+            f"holds those of {most} beside {micro_batch} that are made again; lower one or raise the other"
+        )
+    retain = 100 * kept // images / 100 if config.retain is None else config.retain
+    peak = resident + min(images, kept + micro_batch) * image_bytes
+    return Plan(retain, micro_batch, classes, None, None, peak, budget_bytes=budget)
 
 
 def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:

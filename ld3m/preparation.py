@@ -53,9 +53,14 @@ def prepare(
 ) -> Job:
     """Check settings, folder, prior and data, in this order, and build what the loop needs."""
     folder = claim(out, resume=resume, overwrite=overwrite)
-    settings, prior = split_prior(dict(settings))
+    settings, prior = split_prior(dict(settings) if folder else in_memory(settings))
     data_name = name_of(data)
-    config = stored_or_given(folder, data_name, settings, DistillConfig)
+    config = stored_or_given(folder, settings, DistillConfig)
+    is_set = config.init not in ("real", "noise")
+    if out is not None and is_set and Path(config.init).resolve() == Path(out).resolve():
+        raise ConfigError(
+            f"init {config.init} is the folder of this run, which replaces what is there; choose another out"
+        )
     device = usable(config.device)
     # A generator's filters would be rounded as well: it stays in float32.
     is_cuda = device.type == "cuda"
@@ -77,12 +82,24 @@ def prepare(
         config = replace(config, retain=plan.retain)
     space = _space(config, prior, dataset, plan, device)
     if folder is not None:
-        folder.start(data_name, config)
+        folder.start(data_name, config, dataset.fingerprint)
     return Job(config, data_name, dataset, space, plan, folder, device)
 
 
 def name_of(data: object) -> str:
-    return str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
+    """Return what stands for the data in a run's files: the whole path of a file or folder."""
+    if not isinstance(data, str | Path):
+        return f"<{type(data).__name__}>"
+    return str(Path(data).resolve()) if str(data) != "builtin" and Path(data).exists() else str(data)
+
+
+def in_memory(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings of a run without a folder: it ends without evaluation, whose report would have no place."""
+    if settings.get("evaluate") not in (None, "none"):
+        raise ConfigError(
+            f"evaluate {settings['evaluate']!r} needs out=, where its report goes; or pass the result to ld3m.evaluate"
+        )
+    return {**settings, "evaluate": "none"}
 
 
 def load_data(data: object, config: DistillConfig | SampleConfig) -> Dataset:
@@ -117,17 +134,13 @@ def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: t
     return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
 
 
-def stored_or_given(
-    folder: RunFolder | None, data_name: str, settings: Mapping[str, object], kind: type[Config]
-) -> Config:
+def stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], kind: type[Config]) -> Config:
     """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
     if folder is None or not folder.is_resumed:
         return configuration.build(settings, kind())
-    stored_data, stored = folder.stored(kind)
+    _, stored = folder.stored(kind)
     given = configuration.build({k: v for k, v in settings.items() if v is not None}, base=stored)
     changed = configuration.differences(stored, given)
-    if data_name != stored_data:
-        changed.insert(0, f"data {stored_data!r} → {data_name!r}")
     if changed:
         raise ConfigError(
             f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or "
@@ -272,6 +285,7 @@ def _open_experts(folder: str | Path, config: DistillConfig, dataset: Dataset) -
         num_classes=dataset.train.num_classes,
         resolution=dataset.resolution,
         epochs=config.max_start_epoch - 1 + config.expert_epochs,
+        fingerprint=dataset.fingerprint,
     )
 
 

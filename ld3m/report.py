@@ -12,7 +12,7 @@ from ld3m import pictures
 from ld3m.errors import CheckpointError
 from ld3m.evaluation.report import FILES, Cell, layout, most_repeats, remarks, shown, spread_text
 from ld3m.result import DISTILLED, PARAMETERS, Result, load
-from ld3m.storage import write_text
+from ld3m.storage import write_json, write_text
 
 _CLASSES, _PER_CLASS = 100, 10  # what the page shows at most; the folder has all
 _HEAD = """<!doctype html>
@@ -56,6 +56,15 @@ pre { margin: .8rem 0; padding: .9rem 1.1rem; background: var(--wash); border-ra
 }
 </style>
 """
+
+
+def publish(folder: Path) -> None:
+    """Bring result.json, where there is one, up to date with evaluation.json, and write report.html."""
+    facts, evaluation = (read_mapping(folder / name) for name in ("result.json", "evaluation.json"))
+    if facts and evaluation:
+        outcome = {"protocol": evaluation["protocol"]["name"], "accuracy": evaluation["unseen"]}
+        write_json(folder / "result.json", facts | outcome)
+    write_report(folder)
 
 
 def write_report(folder: Path) -> Path:

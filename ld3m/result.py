@@ -62,6 +62,8 @@ class Result:
         """
         folder = Path(folder)
         for label, name in enumerate(folder_names(self.class_names)):
+            for left in (folder / "images" / name).glob("*.png"):  # of a set with more images
+                left.unlink()
             for k, image in enumerate(self.images[self.labels == label]):
                 pictures.save_png(folder / "images" / name / f"{k}.png", pictures.to_pillow(image))
         pictures.save_png(folder / "grid.png", pictures.grid(self.images, max(self.ipc, 10)))

@@ -45,7 +45,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, resume: bool, overwrite: bool) -> None:
-        self.path = path
+        self.path, self.fingerprint = path, ""
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other; choose one")
         if path.exists() and not path.is_dir():
@@ -57,6 +57,8 @@ class RunFolder:
         self.is_resumed = resume and (path / _CONFIG).is_file()
         if is_taken and resume and not self.is_resumed:
             raise ConfigError(f"out {path} is not empty and holds no {_CONFIG}: not a run; {_MEANT_FOR_THIS_RUN}")
+        if is_taken and overwrite and not (path / _CONFIG).is_file():
+            raise ConfigError(f"out {path} holds no {_CONFIG}: not a run, so it is not replaced; choose another --out")
         if is_taken and not resume and not overwrite:
             raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
 
@@ -65,8 +67,13 @@ class RunFolder:
         content = read_yaml(self.path / _CONFIG)
         return str(content.pop("data", "builtin")), build(content, kind())
 
-    def start(self, data: str, config: Config) -> None:
-        """Make the folder a run with these settings; what is left of another run is removed."""
+    def start(self, data: str, config: Config, fingerprint: str) -> None:
+        """Make the folder a run with these settings, what is left of another run removed; or go on with the one there.
+
+        Args:
+            fingerprint: of the data; checkpoints made with other data are refused.
+        """
+        self.fingerprint = fingerprint
         if self.is_resumed:
             return
         with clear_write_errors(self.path):
@@ -87,7 +94,7 @@ class RunFolder:
     def save_checkpoint(self, iteration: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `iteration` iterations. The number travels inside the tensors' file, so that the two
         cannot come apart; `checkpoint.json` repeats it for people."""
-        save_tensors(self.path / _CHECKPOINT, tensors, {"iteration": str(iteration)})
+        save_tensors(self.path / _CHECKPOINT, tensors, {"iteration": str(iteration), "data": self.fingerprint})
         write_json(self.path / "checkpoint.json", {"iteration": iteration, "tensors": sorted(tensors)})
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]] | None:
@@ -99,6 +106,11 @@ class RunFolder:
         tensors, about = load_tensors(path)
         if not about.get("iteration", "").isdigit():
             raise CheckpointError(f"{path} is not a checkpoint of a run; start again with --overwrite")
+        if about.get("data") != self.fingerprint:
+            raise ConfigError(
+                f"resume needs the data that the run in {self.path} began with; this has other images, labels or "
+                "another split. Name that data, or start anew with another --out"
+            )
         self._keep_metrics_before(int(about["iteration"]))
         return int(about["iteration"]), tensors
 
@@ -111,6 +123,6 @@ class RunFolder:
             try:
                 if json.loads(line)["iteration"] < iteration:
                     kept.append(line + "\n")
-            except ValueError:
+            except (ValueError, TypeError, KeyError):
                 logger.info("dropped a torn last line of %s", path)
         write_text(path, "".join(kept))

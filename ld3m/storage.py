@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _FOLDED = "ld3m"
 _STALE_SECONDS = 600
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full: free some space, then run again with --resume",
-    errno.EDQUOT: "the disk quota is used up: free some space, then run again with --resume",
-    errno.EACCES: "no permission to write there: choose another folder with --out",
-    errno.EROFS: "that file system is read-only: choose another folder with --out",
+    errno.ENOSPC: "the disk is full: free some space, then run again (--resume goes on with a run)",
+    errno.EDQUOT: "the disk quota is used up: free some space, then run again (--resume goes on with a run)",
+    errno.EACCES: "no permission to write there: choose another folder",
+    errno.EROFS: "that file system is read-only: choose another folder",
 }
 
 
@@ -42,8 +42,15 @@ def clear_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno, "choose another folder with --out")
+        remedy = _REMEDIES.get(error.errno, "choose another folder")
         raise Ld3mError(f"could not write {path}: {error.strerror or error}; {remedy}") from error
+
+
+def require_writable(folder: Path, remedy: str) -> None:
+    """Raise, before any work is done that would be lost, where no file can be written into a folder."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise Ld3mError(f"could not write into {folder}: no permission; {remedy}")
 
 
 @contextlib.contextmanager

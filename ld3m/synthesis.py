@@ -15,6 +15,7 @@ from ld3m import pictures, seeds
 from ld3m.chain import sample
 from ld3m.config import takes, to_plain
 from ld3m.errors import ConfigError
+from ld3m.preparation import in_memory
 from ld3m.result import DISTILLED, Result, load
 from ld3m.rows import RowFile
 from ld3m.runs import RunFolder, claim
@@ -61,7 +62,7 @@ def sample_dataset(
     folder = claim(out, resume=resume, overwrite=overwrite)
     if folder is None:
         with tempfile.TemporaryDirectory() as scratch:
-            job = prepare_sampling(data, settings, RunFolder(Path(scratch), resume=False, overwrite=False))
+            job = prepare_sampling(data, in_memory(settings), RunFolder(Path(scratch), resume=False, overwrite=False))
             _sample_classes(job, progress)
             loaded = load(scratch)
             parameters = {name: tensor.clone() for name, tensor in loaded.parameters.items()}
@@ -178,10 +179,10 @@ def _statistics(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatis
 def _provenance(job: SampleJob, label: int, num_images: int) -> dict[str, str]:
     """Say everything that a class's statistics follow from."""
     config, dataset = job.config, job.dataset
-    about = {"data": job.data_name, "class": dataset.class_names[label], "images": num_images}
+    about = {"data": dataset.fingerprint, "class": dataset.class_names[label], "images": num_images}
     if config.selector == "kmeans" or num_images < len(dataset.train.of_class(label)):
         about["seed"] = config.seed  # which decides the centres, or the images
-    about |= {"resolution": config.resolution, "prior": job.prior.name, "class_id": job.class_ids[label]}
+    about |= {"resolution": config.resolution, "prior": job.prior_name, "class_id": job.class_ids[label]}
     about |= {"dtype": config.dtype, "steps": config.steps, "stop": config.stop}
     if config.selector == "kmeans":
         about["prototypes"] = config.ipc

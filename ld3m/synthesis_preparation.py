@@ -12,6 +12,7 @@ from ld3m import seeds
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
+from ld3m.fingerprints import fingerprint
 from ld3m.preparation import (
     check_latent_size,
     check_protocol,
@@ -46,6 +47,12 @@ class SampleJob:
     def folder_names(self) -> list[str]:
         return folder_names(self.dataset.class_names)
 
+    @cached_property
+    def prior_name(self) -> str:
+        """Of the prior, with a fingerprint of its weights."""
+        weights = (tensor for module in self.prior.modules() for tensor in module.state_dict().values())
+        return f"{self.prior.name} ({fingerprint(weights)})"
+
     def real_images(self, label: int) -> Tensor:
         """Return the positions of the real images of a class that are used."""
         members = self.dataset.train.of_class(label)
@@ -58,7 +65,7 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     """Check settings, folder, prior and data, in this order, and build what the classes need."""
     settings, prior = split_prior(settings)
     data_name = name_of(data)
-    config = stored_or_given(folder, data_name, settings, SampleConfig)
+    config = stored_or_given(folder, settings, SampleConfig)
     device = usable(config.device)
     prior = load_prior(
         prior or config.prior,
@@ -77,7 +84,7 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     dataset = load_data(data, config)
     config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
-    folder.start(data_name, config)
+    folder.start(data_name, config, dataset.fingerprint)
     return SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
 
 

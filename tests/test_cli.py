@@ -265,8 +265,11 @@ def test_a_full_folder_is_left_alone(small, small_run, tmp_path):
     assert status == 2
     assert "these differ: seed 0 → 4" in err
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
+    assert small("--overwrite --out", tmp_path)[0] == 2
+    (tmp_path / "x").rename(tmp_path / "y")
+    (tmp_path / "config.yaml").write_text("seed: 1")
     assert small("--overwrite --out", tmp_path)[0] == 0
-    assert (tmp_path / "x").read_text() == "mine"
+    assert (tmp_path / "y").read_text() == "mine"
 
 
 def test_resume_needs_a_folder(ld3m_command):

@@ -24,7 +24,7 @@ from ld3m.errors import ConfigError
         ("memory_budget", 10**9, 10**9),
         ("memory_budget", "8GB", "8GB"),
         ("prior", Path("a/b.ckpt"), "a/b.ckpt"),
-        ("experts", Path("there"), "there"),
+        ("init", Path("there"), "there"),
         ("device", torch.device("cuda:1"), "cuda:1"),
         ("dtype", torch.bfloat16, "bfloat16"),
         ("augment", False, False),
@@ -95,6 +95,19 @@ def test_values_out_of_range_are_refused(name, value, message):
         build({name: value})
 
 
+def test_experts_are_for_trajectories_alone():
+    with pytest.raises(ConfigError, match="experts are for algorithm mtt, and the algorithm is 'dc'; leave them out"):
+        build({"experts": "there"})
+
+
+def test_a_number_that_yaml_takes_for_a_word_is_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1e-3\nsteps: 5\nmemory_budget: 8GB\n")
+    config = build(read_yaml(tmp_path / "a.yaml"))
+    assert (config.lr, config.steps, config.memory_budget) == (1e-3, 5, "8GB")
+    with pytest.raises(ConfigError, match=r"lr is float \| None, got 'fast'"):
+        build({"lr": "fast"})
+
+
 @pytest.mark.parametrize(
     ("space", "name", "value", "spaces"),
     [
@@ -103,6 +116,8 @@ def test_values_out_of_range_are_refused(name, value, message):
         ("glad", "latent_size", 16, "ld3m or autoencoder"),
         ("glad", "attention", "bmm", "ld3m or autoencoder"),
         ("autoencoder", "cuda_graphs", True, "ld3m"),
+        ("pixel", "memory_budget", "1GB", "ld3m or autoencoder or glad"),
+        ("pixel", "retain", 0.5, "ld3m or autoencoder or glad"),
     ],
 )
 def test_what_a_space_has_no_use_for_is_refused(space, name, value, spaces):

@@ -72,7 +72,7 @@ def test_every_algorithm_in_every_space(algorithm, space, distill_small, tmp_pat
         assert set(line) == {"iteration", "loss", "seconds", *(f"grad_norm_{name}" for name in learnt)}
         assert all(line[key] > 0 for key in line if key != "iteration")
     tensors, about = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
-    assert about == {"iteration": "2"}
+    assert about["iteration"] == "2"
     assert set(tensors) == {*learnt, *(f"momentum/{name}" for name in learnt)}
     if space != "pixel":
         assert torch.equal(tensors["latents"], result.latents)
@@ -294,10 +294,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_state_before(algorithm, d
         with pytest.raises(NumericsError, match=r"loss is nan in iteration 2; the state before it is kept. Lower lr"):
             distill_small(algorithm=algorithm, out=tmp_path / "run")
     tensors, about = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
-    assert about == {"iteration": "2"}
+    assert about["iteration"] == "2"
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert [line["iteration"] for line in metrics(tmp_path / "run")] == [0, 1]
     assert bytes_of(distill_small(algorithm=algorithm, out=tmp_path / "run", resume=True)) == bytes_of(whole)
+
+
+def test_without_a_folder_nothing_can_be_evaluated(coloured, tiny_prior):
+    settings = {"prior": tiny_prior, "algorithm": "dm", "iterations": 1, "steps": 1, "width": 4, "progress": False}
+    assert ld3m.distill(coloured, **settings).config["evaluate"] == "none"
+    with pytest.raises(ConfigError, match="evaluate 'quick' needs out=, where its report goes; or pass the result to"):
+        ld3m.distill(coloured, **settings, evaluate="quick")
+
+
+def test_a_run_does_not_start_from_its_own_folder(distill_small, tmp_path):
+    path = distill_small(out=tmp_path / "run").path
+    with pytest.raises(ConfigError, match=r"init .+ is the folder of this run, which replaces what is"):
+        distill_small(out=path, init=str(path), overwrite=True)
+    assert (path / "distilled.safetensors").is_file()
 
 
 def test_a_gradient_that_is_not_finite_stops(distill_small, monkeypatch):

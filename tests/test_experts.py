@@ -1,6 +1,7 @@
 """Training, storing, finding and reading expert trajectories."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,16 @@ def test_missing_experts_alone_are_trained(folder, dataset, tmp_path):
 def test_other_settings_are_refused(change, message, folder, dataset):
     with pytest.raises(ConfigError, match=message):
         train(dataset, folder, **change)
+
+
+def test_experts_of_other_data_are_refused(folder, dataset):
+    other = replace(dataset, mean=dataset.mean + 0.1)
+    with pytest.raises(ConfigError, match=rf"fingerprint is {dataset.fingerprint}, asked {other.fingerprint}"):
+        train(other, folder)
+    size = {"width": 4, "num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
+    assert len(experts.load_experts(folder, **size, fingerprint=dataset.fingerprint))
+    with pytest.raises(ConfigError, match=rf"fingerprint is {dataset.fingerprint}, asked {other.fingerprint}"):
+        experts.load_experts(folder, **size, fingerprint=other.fingerprint)
 
 
 def test_stored_default_width_is_the_number(dataset, tmp_path):

@@ -228,6 +228,10 @@ def test_the_plan_fits_its_budget(monkeypatch):
     assert plan(30_000, algorithm="mtt", ipc=5) == (0.28, 16, 10, 30_000)  # all at once
     with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and .* from layer 2 on"):
         plan(999, algorithm="dm", layer=2)
+    assert plan(20_000, algorithm="dm", retain=0.4) == (0.4, 10, 10, 10_000)
+    assert plan(30_000, algorithm="mtt", ipc=5, retain=0.1) == (0.1, 16, 10, 21_000)
+    with pytest.raises(ConfigError, match=r"retain 0.5 keeps the activations of 25 images, and .* holds those of 14"):
+        plan(30_000, algorithm="mtt", ipc=5, retain=0.5)
 
 
 def test_a_small_budget_changes_nothing_but_memory(go):

@@ -168,8 +168,8 @@ REFUSED = [
     ),
     ({"prior": "nosuch"}, ConfigError, "prior is one of builtin, random:cin256, .+; got 'nosuch'"),
     ({"prior": "random:nosuch"}, ConfigError, "random priors are .+; got 'random:nosuch'"),
-    ({"schedule": "sine"}, ConfigError, "schedule is one of linear, cosine, quadratic, exponential .+ got 'sine'"),
-    ({"injection": "z"}, ConfigError, "injection is one of x0, mean, none, got 'z'"),
+    ({"schedule": "sine"}, ConfigError, "schedule is one of linear, cosine, quadratic, exponential; got 'sine'"),
+    ({"injection": "z"}, ConfigError, "injection is one of x0, mean, none; got 'z'"),
     ({"evaluate": "fast"}, ConfigError, "evaluate is one of (quick, glad-hard|glad-hard, quick), none; got 'fast'"),
     (
         {"evaluate": "quick"},

@@ -114,3 +114,11 @@ def test_folder_names_are_different_and_stay_inside(tmp_path_factory, class_name
 
 def test_folder_names_keep_what_they_can():
     assert folder_names(("cat", "T-shirt/top", "Cat", "é", " dog. ")) == ["cat", "T-shirt-top", "Cat-2", "é", "dog"]
+
+
+def test_images_of_a_larger_set_do_not_stay(distill_small, tmp_path):
+    distill_small(ipc=2, iterations=1, evaluate="none").save(tmp_path)
+    (tmp_path / "images" / "mine.png").touch()
+    distill_small(iterations=1, evaluate="none").save(tmp_path)
+    names = {str(path.relative_to(tmp_path / "images")) for path in (tmp_path / "images").rglob("*.png")}
+    assert names == {"0/0.png", "1/0.png", "2/0.png", "mine.png"}

@@ -21,7 +21,7 @@ def claim(path, **options):
 
 def started(path, **options):
     folder = claim(path, **options)
-    folder.start("some/data", CONFIG)
+    folder.start("some/data", CONFIG, "1f")
     return folder
 
 
@@ -51,7 +51,19 @@ def test_a_folder_with_anything_in_it_is_refused(tmp_path):
         claim(tmp_path)
     with pytest.raises(ConfigError, match=r"is not empty and holds no config.yaml: not a run; choose another --out"):
         claim(tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"holds no config.yaml: not a run, so it is not replaced; choose another --"):
+        claim(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
+    started(tmp_path).save_checkpoint(1, {"latents": torch.ones(2)})
+    resumed = claim(tmp_path, resume=True)
+    resumed.start("moved/data", CONFIG, "1f")
+    assert resumed.load_checkpoint()[0] == 1
+    resumed.start("some/data", CONFIG, "2e")
+    with pytest.raises(ConfigError, match=r"resume needs the data that the run in .+ began with; this has"):
+        resumed.load_checkpoint()
 
 
 def test_refusals_say_what_is_wrong(tmp_path):
@@ -99,7 +111,9 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
 
 def test_overwrite_leaves_the_experts_that_are_used(tmp_path):
     storage.write_text(tmp_path / "experts" / "expert-00000.safetensors", "")
-    claim(tmp_path, overwrite=True).start("d", DistillConfig(algorithm="mtt", experts=str(tmp_path / "experts")))
+    config = DistillConfig(algorithm="mtt", experts=str(tmp_path / "experts"))
+    storage.write_text(tmp_path / "config.yaml", "")
+    claim(tmp_path, overwrite=True).start("d", config, "1f")
     assert (tmp_path / "experts" / "expert-00000.safetensors").is_file()
 
 
@@ -109,7 +123,7 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path):
     tensors = {"latents": torch.randn(2, 3), "momentum/latents": torch.randn(2, 3), "student_lr": torch.tensor(0.5)}
     folder.save_checkpoint(3, {"latents": torch.zeros(1)})
     folder.save_checkpoint(17, tensors)
-    iteration, loaded = claim(tmp_path, resume=True).load_checkpoint()
+    iteration, loaded = started(tmp_path, resume=True).load_checkpoint()
     assert iteration == 17
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in tensors.items())
@@ -123,10 +137,10 @@ def test_metrics_after_the_checkpoint_are_dropped(iteration, kept, tmp_path):
     for k in range(4):
         folder.log({"iteration": k, "loss": 1.5})
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"iteration": 1, "lo')  # torn by a kill
+        file.write('[1]\n{"loss": 2}\n{"iteration": 1, "lo')  # not of a run; torn by a kill
     if iteration is not None:
         folder.save_checkpoint(iteration, {})
-    claim(tmp_path, resume=True).load_checkpoint()
+    started(tmp_path, resume=True).load_checkpoint()
     assert metrics(folder) == kept
 
 
@@ -169,7 +183,7 @@ def test_no_permission_is_clear(tmp_path, monkeypatch):
     folder = claim(tmp_path / "new")
     monkeypatch.setattr(runs.Path, "mkdir", refuse)
     with pytest.raises(Ld3mError, match=r"could not write .+new: Permission denied; no permission .+ another folder"):
-        folder.start("d", CONFIG)
+        folder.start("d", CONFIG, "1f")
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(Ld3mError, match=r"could not write .+metrics.jsonl: Permission denied"):
         folder.log({})

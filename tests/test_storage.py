@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from ld3m import storage
 from ld3m.errors import CheckpointError, Ld3mError
 
 ERRORS = {
-    errno.ENOSPC: "the disk is full: free some space, then run again with --resume",
+    errno.ENOSPC: "the disk is full: free some space, then run again (--resume goes on with a run)",
     errno.EDQUOT: "the disk quota is used up: free some space",
-    errno.EACCES: "no permission to write there: choose another folder with --out",
-    errno.EROFS: "that file system is read-only: choose another folder with --out",
-    errno.EIO: "choose another folder with --out",
+    errno.EACCES: "no permission to write there: choose another folder",
+    errno.EROFS: "that file system is read-only: choose another folder",
+    errno.EIO: "choose another folder",
 }
 
 
@@ -47,7 +48,7 @@ def test_text_replaces_text_and_makes_folders(old, tmp_path):
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_other(call, number, old, monkeypatch):
     monkeypatch.setattr(storage.os, call, failing(number))
-    with pytest.raises(Ld3mError, match=f"could not write {old}: {os.strerror(number)}; {ERRORS[number]}"):
+    with pytest.raises(Ld3mError, match=f"could not write {old}: {os.strerror(number)}; {re.escape(ERRORS[number])}"):
         storage.write_text(old, "new")
     assert old.read_text() == "old"
     assert list(old.parent.iterdir()) == [old]
@@ -114,6 +115,13 @@ def test_tensors_and_metadata_come_back_and_the_bytes_are_the_same(tmp_path_fact
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch):
+    storage.require_writable(tmp_path / "to" / "be" / "made", "")
+    monkeypatch.setattr(storage.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(Ld3mError, match=r"could not write into .+made: no permission; keep it in memory"):
+        storage.require_writable(tmp_path / "to" / "be" / "made", "keep it in memory")
+
+
 def test_a_parameter_is_stored_without_its_graph(tmp_path):
     weight = torch.nn.Parameter(torch.arange(3.0))
     storage.save_tensors(tmp_path / "w", {"w": weight})
@@ -132,7 +140,7 @@ def test_a_full_disk_under_safetensors_is_clear(number, tmp_path, monkeypatch):
         raise RuntimeError(f"Error while serializing: I/O error: something (os error {number})")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(Ld3mError, match=f"could not write {path}: {os.strerror(number)}; {ERRORS[number]}"):
+    with pytest.raises(Ld3mError, match=re.escape(f"could not write {path}: {os.strerror(number)}; {ERRORS[number]}")):
         storage.save_tensors(path, {"a": torch.ones(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,6 @@
 """Data sets sampled class by class: what comes out, what is refused, what a kill leaves behind."""
 
+import copy
 import json
 import shutil
 import signal
@@ -158,6 +159,25 @@ def test_statistics_of_another_run_serve_again(whole, go, tmp_path, monkeypatch)
 def test_statistics_of_something_else_do_not(settings, message, whole, go):
     with pytest.raises(ConfigError, match=message):
         go(statistics=str(whole / "statistics"), **settings)
+
+
+def test_statistics_of_another_split_or_of_other_weights_do_not(whole, go, coloured, tiny_prior, tmp_path):
+    """Under another split they could be of images that are now tested on."""
+    some = str(go(out=tmp_path / "some", real_images=5).path / "statistics")
+    for settings in ({"holdout": 0.5}, {"data": (255 - coloured[0], coloured[1])}):
+        with pytest.raises(ConfigError, match=r"statistics in .* are of another run: data '\w{16}' → '\w{16}'"):
+            go(statistics=some, real_images=5, **settings)
+    other = copy.deepcopy(tiny_prior)
+    with torch.no_grad():
+        next(other.denoiser.parameters()).mul_(2)
+    with pytest.raises(ConfigError, match=r"prior 'random:tiny \(\w{16}\)' → 'random:tiny \(\w{16}\)'"):
+        go(statistics=str(whole / "statistics"), prior=other)
+
+
+def test_without_a_folder_nothing_can_be_evaluated(go):
+    assert go().config["evaluate"] == "none"
+    with pytest.raises(ConfigError, match="evaluate 'quick' needs out=, where its report goes"):
+        go(evaluate="quick")
 
 
 def test_statistics_of_some_images_are_of_one_seed(whole, go, tmp_path):

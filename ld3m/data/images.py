@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ld3m.errors import DataError
+from ld3m.fingerprints import fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,12 @@ class Dataset:
     class_names: tuple[str, ...]
     wnids: tuple[str | None, ...]
     resolution: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this data and this split of it from others: labels, and statistics of all training pixels."""
+        facts = self.class_names, self.resolution, 0 if self.test is None else len(self.test)
+        return fingerprint((self.mean, self.std, self.train.labels), *facts)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return (images - mean) / std of (…, 3, H, W) images in [0, 1], on their device and in their dtype."""

@@ -1,12 +1,13 @@
 """`evaluate`: train fresh networks on a distilled set and on real images beside it, and report how well they do."""
 
 import dataclasses
-import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -27,7 +28,11 @@ from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_wor
 from ld3m.evaluation.subject import open_subject
 from ld3m.evaluation.teacher import Teacher, load_teacher
 from ld3m.evaluation.training import RealImages, has_dropout, train_and_test
+from ld3m.fingerprints import fingerprint
 from ld3m.result import Result
+from ld3m.storage import require_writable
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -93,6 +98,8 @@ def evaluate(
     teacher = _teacher(teacher, protocol, baselines)
     device = usable(device)
     result, data, folder = open_subject(result_or_folder, data)
+    if folder:
+        require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, data, protocol, names, repeats, seed, device, teacher, scores, full_epochs)
     comparison.add_baselines(baselines)
 
@@ -101,8 +108,11 @@ def evaluate(
     comparison.run(finished, device.type != "cpu" if together is None else together, progress)
     report = comparison.report(finished.accuracies, time.perf_counter() - start)
     if folder:
+        from ld3m.report import publish  # which shows evaluations
+
         save_report(report, folder)
         finished.forget()
+        publish(folder)
     return report
 
 
@@ -201,14 +211,9 @@ class Comparison:
 
     def key(self) -> str:
         """Return a digest of all that decides an accuracy beside set, network and repeat."""
-        data = self.data
-        facts = [dataclasses.asdict(self.protocol), self.seed, data.name, len(data.train), len(data.test)]
-        facts += [data.mean.tolist(), data.std.tolist(), self.device.type, ld3m.__version__]
-        facts += [self.teacher and self.teacher.name, self.full_epochs]
-        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
-        for tensor in (self.result.images, self.result.labels):
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        facts = [dataclasses.asdict(self.protocol), self.seed, self.data.fingerprint, self.device.type]
+        facts += [ld3m.__version__, torch.__version__, self.teacher and self.teacher.name, self.full_epochs]
+        return fingerprint((self.result.images, self.result.labels), *facts)
 
     def report(self, accuracies: Mapping[Training, list[float]], seconds: float) -> Report:
         """Gather the rows and all that a reader needs to judge or repeat them."""
@@ -225,6 +230,7 @@ class Comparison:
         }
         about |= {"teacher": {"name": self.teacher.name, **self.teacher.about}} if self.teacher else {}
         about |= {"score_trainings": self._score_trainings(accuracies)} if self.scores else {}
+        self._warn_of_short_training(accuracies)
         used = {name: self.protocol.recipe(name) for name in self.networks}
         protocol = dataclasses.asdict(dataclasses.replace(self.protocol, networks=self.networks, recipes=used))
         protocol = json.loads(json.dumps(protocol))  # tuples become lists: equal after to_json and from_json
@@ -243,6 +249,16 @@ class Comparison:
             ]
             row[score] = summary(values, "values")
         return row
+
+    def _warn_of_short_training(self, accuracies: Mapping[Training, list[float]]) -> None:
+        """Say where all real images teach no more than a few: rates made for a few images can be too low for them."""
+        for full in (training for training in self.extra if training.set == robustness.FULL):
+            few = fmean(accuracies[Training("random", full.network, repeat)][-1] for repeat in range(self.repeats))
+            if accuracies[full][-1] <= few:
+                logger.warning(
+                    "lrs of %s says nothing: all real images give %.1f %%, random ones of the set's size %.1f %%; "
+                    "raise full_epochs, which is %d", full.network, accuracies[full][-1], few, self.full_epochs,
+                )  # fmt: skip
 
     def _score_trainings(self, accuracies: Mapping[Training, list[float]]) -> list[dict[str, object]]:
         groups: dict[tuple[str, str, str], list[float]] = {}

@@ -30,7 +30,8 @@ def open_subject(subject: object, data: object) -> tuple[Result, Dataset, Path |
     images, labels = _images_and_labels(result)
     config = result.config if isinstance(result, Result) else {}
     # Where the data has no test split, the part that is held out follows from the settings of the distillation.
-    data = load_data(data, resolution=images.shape[-1], holdout=config.get("holdout"))
+    holdout = None if isinstance(data, Dataset) else config.get("holdout")
+    data = load_data(data, resolution=images.shape[-1], holdout=holdout)
     if not isinstance(result, Result):
         result = Result(images, labels, data.class_names, {}, {}, data.mean, data.std)
     _check_classes(result, data)

@@ -1,6 +1,5 @@
 """The teacher of soft labels: a network trained on the real images, as one safetensors file from which no code runs."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ld3m import networks
 from ld3m.data import Dataset
 from ld3m.errors import CheckpointError, ConfigError
+from ld3m.fingerprints import fingerprint
 from ld3m.storage import load_tensors, save_tensors
 
 
@@ -26,6 +26,7 @@ class Teacher:
         class_names: in the order of its answers.
         mean, std: (3,), by which its images in [0, 1] are normalised.
         data: the name of its data set.
+        fingerprint: of the data set, which says what split it was trained on.
         about: how it was trained and how well it does, for the report.
     """
 
@@ -36,15 +37,13 @@ class Teacher:
     mean: Tensor
     std: Tensor
     data: str
+    fingerprint: str
     about: Mapping[str, object]
 
     @cached_property
     def name(self) -> str:
         """What the rows call it: network, data, and the start of a digest of its weights."""
-        digest = hashlib.blake2b(digest_size=4)
-        for tensor in self.network.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return f"{self.kind} of {self.data} ({digest.hexdigest()})"
+        return f"{self.kind} of {self.data} ({fingerprint(self.network.state_dict().values())[:8]})"
 
     def to(self, device: torch.device) -> "Teacher":
         """Move the network there, and return self."""
@@ -52,7 +51,7 @@ class Teacher:
         return self
 
     def require_fit(self, data: Dataset) -> None:
-        """Raise ConfigError where its answers are not about these classes, in this order, at this resolution."""
+        """Raise ConfigError unless it was trained on this data: classes, their order, resolution and split."""
         count, wanted = len(self.class_names), len(data.class_names)
         if count != wanted:
             raise ConfigError(f"the teacher knows {count} classes, data {data.name!r} has {wanted}; {_train(data)}")
@@ -70,6 +69,11 @@ class Teacher:
             raise ConfigError(
                 f"the teacher is for {self.resolution} px, the images have {data.resolution}; {_train(data)}"
             )
+        if self.fingerprint != data.fingerprint:
+            raise ConfigError(
+                f"the teacher was trained on other images than the training split of data {data.name!r}, perhaps on "
+                f"some of its test images; {_train(data)}"
+            )
 
     @torch.no_grad()
     def logits(self, images: Tensor, data: Dataset) -> Tensor:
@@ -80,7 +84,7 @@ class Teacher:
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; return its path."""
-        own = {name: getattr(self, name) for name in ("kind", "class_names", "resolution", "data")}
+        own = {name: getattr(self, name) for name in ("kind", "class_names", "resolution", "data", "fingerprint")}
         own |= {"mean": self.mean.tolist(), "std": self.std.tolist(), "about": dict(self.about)}
         save_tensors(Path(path), self.network.state_dict(), {"teacher": json.dumps(own, sort_keys=True)})
         return Path(path)
@@ -101,7 +105,9 @@ def load_teacher(path: str | Path) -> Teacher:
         network.load_state_dict(tensors, assign=True)
         moments = (torch.tensor(own[name], dtype=torch.float32) for name in ("mean", "std"))
         size = own["kind"], tuple(own["class_names"]), own["resolution"]
-        return Teacher(network.eval().requires_grad_(False), *size, *moments, own["data"], dict(own["about"]))
+        return Teacher(
+            network.eval().requires_grad_(False), *size, *moments, own["data"], own["fingerprint"], own["about"]
+        )
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"{path} is not a teacher ({reason}); train one with `ld3m teacher`") from error

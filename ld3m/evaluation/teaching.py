@@ -14,6 +14,7 @@ from ld3m.errors import ConfigError, NumericsError
 from ld3m.evaluation.protocols import Protocol, Recipe, check_epochs
 from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import RealImages, accuracy, train
+from ld3m.storage import require_writable
 
 logger = logging.getLogger(__name__)
 _EMA_EPOCHS = 3  # over about so many epochs the weights are averaged
@@ -61,6 +62,7 @@ def train_teacher(
     training = training or TeacherTraining()
     if Path(out).exists() and not overwrite:
         raise ConfigError(f"{out} is there already; name another file, or allow overwrite")
+    require_writable(Path(out).parent, "name another file")
     recipe = Recipe(training.lr, training.epochs, 1 - 1 / _EMA_EPOCHS)
     protocol = Protocol("teacher", (training.network,), {training.network: recipe}, batch=training.batch_size)
     generator, device = seeds.generator(training.seed, "teacher"), usable(device)
@@ -79,9 +81,8 @@ def train_teacher(
     if data.test is not None and len(data.test):
         about["test_accuracy"] = accuracy(network, data)
     network.eval().requires_grad_(False)
-    teacher = Teacher(
-        network, training.network, data.class_names, data.resolution, data.mean, data.std, data.name, about
-    )
+    size = training.network, data.class_names, data.resolution
+    teacher = Teacher(network, *size, data.mean, data.std, data.name, data.fingerprint, about)
     teacher.save(out)
     logger.info("%s: %s", teacher.name, f"{about.get('test_accuracy', float('nan')):.1f} % on the test images")
     return teacher

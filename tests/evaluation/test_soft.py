@@ -14,7 +14,7 @@ from ld3m.evaluation import Report, TeacherTraining, evaluate, train_teacher
 from ld3m.evaluation.augmentation import Mix
 from ld3m.evaluation.protocols import Recipe, find, half_cosine
 from ld3m.evaluation.report import layout
-from ld3m.evaluation.training import _loss, train
+from ld3m.evaluation.training import RealImages, _loss, train
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +218,19 @@ def test_scores_are_columns_and_their_trainings_are_kept(toy, pair, teacher, bri
     line = next(line for line in report.table().splitlines() if line.startswith("distilled"))
     assert f"{own['lrs']['mean']:.3f} ± {own['lrs']['std']:.3f}" in line
     assert json.loads(report.to_json())["rows"][0]["lrs"]["values"] == own["lrs"]["values"]
+
+
+def test_a_full_training_that_is_too_short_is_said(toy, pair, brief, caplog, monkeypatch):
+    monkeypatch.setattr(
+        "ld3m.evaluation.comparison.train_and_test",
+        lambda _name, images, *_args, **_more: [[10.0 if isinstance(part, RealImages) else 40.0] for part in images],
+    )
+    evaluate(
+        pair, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False, baselines=("random",),
+        scores=("lrs",), full_epochs=2,
+    )  # fmt: skip
+    message = "lrs of ConvNet-w0.06 says nothing: all real images give 10.0 %, random ones of the set's size 40.0 %"
+    assert message in caplog.text and "raise full_epochs, which is 2" in caplog.text
 
 
 @pytest.mark.parametrize(

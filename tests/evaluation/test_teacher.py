@@ -78,6 +78,13 @@ def test_another_resolution_is_refused_and_the_own_data_is_not(teacher, toy):
     teacher.require_fit(toy)
 
 
+def test_another_split_is_refused(teacher, toy):
+    """The teacher may have seen what is tested on now."""
+    other = replace(toy, train=ImageSet(toy.train.images[1:], toy.train.labels[1:], toy.train.class_names))
+    with pytest.raises(ConfigError, match=r"trained on other images than the training split of data .* test images"):
+        teacher.require_fit(other)
+
+
 def test_files_that_are_no_teacher_are_refused(teacher, tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere.safetensors is not there"):
         load_teacher(tmp_path / "nowhere.safetensors")
@@ -88,7 +95,7 @@ def test_files_that_are_no_teacher_are_refused(teacher, tmp_path):
     save_tensors(plain, {"weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match=r"plain.* is not a teacher's file; make one with `ld3m teacher`"):
         load_teacher(plain)
-    own = {"kind": "ConvNet-w0.12", "class_names": ["a", "b", "c"], "resolution": 8, "data": "toy"}
+    own = {"kind": "ConvNet-w0.12", "class_names": ["a", "b", "c"], "resolution": 8, "data": "toy", "fingerprint": "1f"}
     save_tensors(
         plain,
         teacher.network.state_dict(),
