@@ -87,11 +87,9 @@ def _digits(value: float) -> str:
 
 def spaces() -> str:
     path = RESULTS / "spaces.md"
-    return (
-        f"What the skip, the chain and the prior are worth (an earlier version; ± as above):\n\n{path.read_text()}"
-        if path.is_file()
-        else ""
-    )
+    if not path.is_file():
+        return ""
+    return f"What the skip, the chain and the prior are worth (an earlier version; ± as above):\n\n{path.read_text()}"
 
 
 def selectors() -> str:
