@@ -40,7 +40,8 @@ def read_folder(path: Path) -> Source:
 
     test_name = next((splits[name] for name in TEST_SPLITS if name in splits), None)
     if unused := sorted(set(splits.values()) - {train_name, test_name}):
-        logger.warning("%s: beside %s and %s, %s is not read", path, train_name, test_name, ", ".join(unused))
+        read_names = " and ".join(filter(None, (train_name, test_name)))
+        logger.warning("%s: beside %s, %s is not read", path, read_names, ", ".join(unused))
     train = _classes(files, folders, (*top, train_name), path)
     if test_name is None:
         return _source(path, len(top), train, None, read)

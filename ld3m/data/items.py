@@ -18,7 +18,7 @@ from ld3m.data.pixels import allocate, fit, quantise
 from ld3m.errors import DataError
 
 logger = logging.getLogger(__name__)
-TEST_SPLITS = ("test", "val", "valid", "validation")  # in order of preference
+TEST_SPLITS = ("test", "testing", "val", "valid", "validation")  # in order of preference
 _GROUP = 1024  # images under way at once: bounds the memory when decoding is faster than the disk of the memory map
 
 

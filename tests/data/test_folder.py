@@ -46,7 +46,7 @@ def _zip(folder, path, wrapper=""):
     return path
 
 
-@pytest.mark.parametrize("test", ["val", "test", "validation"])
+@pytest.mark.parametrize("test", ["val", "test", "testing", "validation"])
 def test_splits_in_folders_are_read_in_sorted_order(tmp_path, test):
     data = load(_splits(tmp_path / "set", test), resolution=8)
     assert data.name == "set"
@@ -66,6 +66,18 @@ def test_test_wins_over_val_and_the_other_is_said_to_be_unused(tmp_path, caplog)
     data = load(tmp_path, resolution=8)
     assert len(data.test) == 6
     assert "beside train and test, val is not read" in caplog.text
+
+
+def test_capital_letters_and_a_folder_that_is_no_split(tmp_path, caplog):
+    _classes(tmp_path / "Training", count=5)
+    _classes(tmp_path / "notes")
+    data = load(tmp_path, resolution=8, holdout=0)
+    assert (len(data.train), data.test) == (10, None)
+    assert "beside Training, notes is not read" in caplog.text
+    _classes(tmp_path / "Testing", count=1)
+    data = load(tmp_path, resolution=8)
+    assert (len(data.train), len(data.test)) == (10, 2)
+    assert "beside Training and Testing, notes is not read" in caplog.text
 
 
 @pytest.mark.parametrize("wrapper", ["", "wrapped/", "two/deep/"])
