@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
 
@@ -276,6 +277,19 @@ def test_a_folder_that_is_no_data_set_says_why(tmp_path, make, message):
     make(tmp_path / "set")
     with pytest.raises(DataError, match=message):
         load(tmp_path / "set", resolution=8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_refused_of_classes_and_taken_of_files(tmp_path):
+    folder = _classes(tmp_path / "set", count=6)
+    named = load(folder, resolution=8)
+    for name in ("a", "b"):
+        os.rename(folder / name / "0.png", os.fsencode(folder / name) + b"/caf\xe9.png")
+    renamed = load(folder, resolution=8)
+    assert (len(renamed.train), len(renamed.test)) == (len(named.train), len(named.test)) == (10, 2)
+    os.rename(folder / "b", os.fsencode(folder) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"class folder 'caf\\udce9' in .*set has a name that is not UTF-8; rename the"):
+        load(folder, resolution=8)
 
 
 def test_missing_unlisted_and_non_zip_paths_say_why(tmp_path, monkeypatch):
