@@ -339,6 +339,21 @@ def test_a_loaded_set_passes_through_at_its_own_resolution_only(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"holdout": 0.2}, "holdout=0.2"),
+        ({"holdout": 0}, "holdout=0"),
+        ({"strict": True}, "strict=True"),
+        ({"holdout": 0.5, "strict": True}, "holdout=0.5 and strict=True"),
+    ],
+)
+def test_a_loaded_set_takes_no_options_of_the_reading(tmp_path, options, given):
+    data = load(_classes(tmp_path / "set"), resolution=8, holdout=0)
+    with pytest.raises(DataError, match=f"^{given} would have no effect: data 'set' has been split and read already"):
+        load(data, resolution=8, **options)
+
+
+@pytest.mark.parametrize(
     ("file", "resolution", "counts", "name", "mean", "std"),
     [
         ("cifar10.zip", 32, (4750, 870), "airplane", (0.4940, 0.4844, 0.4479), (0.2481, 0.2444, 0.2620)),
