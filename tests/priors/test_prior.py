@@ -227,6 +227,19 @@ def test_a_prior_given_is_cast_and_returned():
     assert {weight.dtype for weight in weights(prior).values()} == {torch.float64}
 
 
+@pytest.mark.parametrize("load", [ld3m.load_prior, ld3m.priors.load_stylegan])
+def test_precision_goes_by_name_and_what_cannot_be_had_is_refused(load):
+    source = {"load_prior": "random:tiny", "load_stylegan": "random:stylegan-32"}[load.__name__]
+    loaded = load(source, dtype="bfloat16")
+    assert loaded.dtype == torch.bfloat16
+    for given in (source, loaded):
+        with pytest.raises(ConfigError, match=r"dtype is one of float32, bfloat16, float64, .* got 'half'"):
+            load(given, dtype="half")
+        with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
+            load(given, device="gpu")
+    assert loaded.dtype == torch.bfloat16
+
+
 def test_a_hub_id_may_hold_dots(monkeypatch):
     from ld3m import priors
 
