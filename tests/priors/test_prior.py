@@ -116,6 +116,31 @@ def test_class_ids_out_of_range_are_refused(tiny, class_ids):
         tiny.embed(torch.tensor(class_ids))
 
 
+@pytest.mark.parametrize(
+    ("class_ids", "got"),
+    [
+        (torch.tensor([1.0]), r"torch.float32 \(1,\)"),
+        (torch.tensor([True]), r"torch.bool \(1,\)"),
+        (torch.tensor([[1, 2]]), r"torch.int64 \(1, 2\)"),
+        (torch.tensor(1), r"torch.int64 \(\)"),
+    ],
+)
+def test_class_ids_are_whole_numbers_in_a_row(tiny, class_ids, got):
+    with pytest.raises(InputError, match=rf"class_ids are int64 of shape \(B,\), got {got}; convert them with .long"):
+        tiny.embed(class_ids)
+
+
+@pytest.mark.parametrize("timestep", [1000, -1, 3.5])
+def test_timesteps_out_of_range_are_refused(tiny, timestep):
+    latents, conditioning = torch.zeros(1, 3, 4, 4), tiny.embed(torch.tensor([0]))
+    message = rf"timestep is a whole number from 0 to 999, an index into alphas_cumprod; got {timestep}"
+    with pytest.raises(InputError, match=message):
+        tiny.predict_noise(latents, timestep, conditioning)
+    with pytest.raises(InputError, match=message):
+        tiny.evaluate(latents, timestep, conditioning, wants=(False, False))
+    assert tiny.predict_noise(latents, 999, conditioning).shape == latents.shape
+
+
 def test_conditioning_must_go_with_the_kind_of_prior(tiny, reference_prior):
     latents = torch.zeros(1, 3, 4, 4)
     with pytest.raises(InputError, match=r"conditional.*conditioning"):
