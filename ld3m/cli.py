@@ -315,6 +315,8 @@ def _info(argv: list[str]) -> None:
     from ld3m.priors.stylegan_loading import NAMES as GENERATORS
 
     command = _parse(InfoCommand, argv)
+    named = ("prior", "ipc", "resolution", "algorithm", "steps", "network", "real_batch", "dtype")
+    settings = build({name: getattr(command, name) for name in named})  # which checks them, also without a budget
     cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     lines = {
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
@@ -329,9 +331,7 @@ def _info(argv: list[str]) -> None:
         print(f"{name:10} {text}")
     if command.budget is None:
         return
-    named = ("prior", "ipc", "resolution", "algorithm", "steps", "network", "real_batch", "dtype")
-    settings = build({name: getattr(command, name) for name in named})
-    prior = load_prior(command.prior, device="meta", dtype=getattr(torch, settings.dtype or "float32"))
+    prior = load_prior(command.prior, device="meta", dtype=settings.dtype or "float32")
     prior = prior.streamline(Execution())
     config = resolve(settings, prior.native_resolution)
     plan = plan_memory(
