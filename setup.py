@@ -97,12 +97,15 @@ def _escape(path: Path) -> str:
 
 
 def _extensions() -> list[Extension]:
+    wanted = {os.environ.get("LD3M_EXT"), os.environ.get("LD3M_CUDA")}
     if os.environ.get("LD3M_EXT") == "0":
+        if "1" in wanted:
+            raise SystemExit("LD3M_CUDA=1 insists on a part of ld3m._C, which LD3M_EXT=0 leaves out; unset one of them")
         return []
     names = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir())
     sources = [name for name in names if name.endswith((".cpp", ".cu"))]
     headers = [name for name in names if name.endswith(".h")]  # `depends` puts them into the sdist
-    return [Extension("ld3m._C", sources, depends=headers, optional=os.environ.get("LD3M_EXT") != "1")]
+    return [Extension("ld3m._C", sources, depends=headers, optional="1" not in wanted)]
 
 
 setup(

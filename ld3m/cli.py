@@ -35,6 +35,13 @@ _USAGE = """ld3m: distil an image data set into a few synthetic images per class
 DATA is "builtin" (the default), a folder or zip of one folder per class. `ld3m COMMAND --help` lists the options.
 """
 
+_PRIOR_USAGE = """ld3m prior: make a prior of your own
+
+  ld3m prior train [DATA]    train a small latent diffusion model on your own images
+
+`ld3m prior train --help` lists the options.
+"""
+
 
 @dataclass(frozen=True)
 class EvaluateCommand:
@@ -198,11 +205,14 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["--version"]:
         print(f"ld3m {__version__}")
         return 0
-    command = _COMMANDS.get(argv[0]) if argv else None
+    name = argv[0] if argv else ""
+    if name in _HELP:
+        print(_HELP[name])
+        return 0
+    command = _COMMANDS.get(name)
     if command is None:
-        is_help = not argv or argv[0] in ("-h", "--help")
-        print(_USAGE if is_help else _unknown(argv[0]), file=sys.stdout if is_help else sys.stderr)
-        return 0 if is_help else 2
+        print(_unknown(name), file=sys.stderr)
+        return 2
     try:
         command(argv[1:])
     except Ld3mError as error:
@@ -314,6 +324,8 @@ def _info(argv: list[str]) -> None:
     from ld3m.priors.stylegan_loading import NAMES as GENERATORS
 
     command = _parse(InfoCommand, argv)
+    named = ("prior", "ipc", "resolution", "algorithm", "steps", "network", "real_batch", "dtype")
+    settings = build({name: getattr(command, name) for name in named})  # which checks them, also without a budget
     cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     lines = {
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
@@ -328,9 +340,7 @@ def _info(argv: list[str]) -> None:
         print(f"{name:10} {text}")
     if command.budget is None:
         return
-    named = ("prior", "ipc", "resolution", "algorithm", "steps", "network", "real_batch", "dtype")
-    settings = build({name: getattr(command, name) for name in named})
-    prior = load_prior(command.prior, device="meta", dtype=getattr(torch, settings.dtype or "float32"))
+    prior = load_prior(command.prior, device="meta", dtype=settings.dtype or "float32")
     prior = prior.streamline(Execution())
     config = resolve(settings, prior.native_resolution)
     plan = plan_memory(
@@ -349,6 +359,10 @@ def _info(argv: list[str]) -> None:
     print(f"{'plan':10} {plan}")
 
 
+_HELP = {
+    **dict.fromkeys(("", "-h", "--help"), _USAGE),
+    **dict.fromkeys(("prior", "prior -h", "prior --help"), _PRIOR_USAGE),
+}
 _PARSED: dict[str, type] = {
     "distill": DistillCommand,
     "sample": SampleCommand,

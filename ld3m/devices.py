@@ -1,8 +1,10 @@
-"""The device that a computation runs on."""
+"""The device that a computation runs on, and its precision."""
 
 import torch
 
 from ld3m.errors import ConfigError
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float64)}
 
 
 def usable(device: torch.device | str | None) -> torch.device:
@@ -13,3 +15,11 @@ def usable(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); leave it out, or say cpu") from error
+
+
+def precision(dtype: torch.dtype | str) -> torch.dtype:
+    """Return the floating-point dtype, which may be given by its name; raise for what weights cannot have."""
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise ConfigError(f"dtype is one of {', '.join(_DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
+    return found

@@ -67,10 +67,16 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     try:
         building.mkdir(parents=True)
         yield building
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.rename(replaced)
-        building.rename(target)
+        had_target = target.exists()
+        try:
+            if had_target:
+                shutil.rmtree(replaced, ignore_errors=True)
+                target.rename(replaced)
+            building.rename(target)
+        except BaseException:
+            if had_target and not target.exists():
+                replaced.rename(target)
+            raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)

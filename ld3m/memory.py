@@ -25,6 +25,7 @@ from functools import cached_property
 
 import torch
 
+from ld3m.config import ALGORITHMS, one_of
 from ld3m.costs import Costs, count_costs
 from ld3m.errors import ConfigError
 from ld3m.priors.base import Prior
@@ -169,7 +170,7 @@ def plan_memory(
 
     Args:
         prior: on the device that is planned for, or on the meta device.
-        resolution: of the images, in pixels.
+        resolution: of the images, in pixels; divisible by the first stage's factor where `latent_size` is not given.
         steps: T of the chain; 0 for no chain.
         budget: "8GB" or bytes, weights included; 0.8 of a GPU's memory or a quarter of the machine's when None.
         network, width: what is matched.
@@ -179,8 +180,20 @@ def plan_memory(
         retain: the fraction to retain, if that is not to be chosen.
 
     Raises:
-        ConfigError: not even the smallest plan fits.
+        ConfigError: an argument is out of range, or not even the smallest plan fits.
     """
+    one_of(algorithm, "algorithm", ALGORITHMS)
+    counts = {"resolution": resolution, "ipc": ipc, "num_classes": num_classes, "steps": steps}
+    counts |= {"real_batch": real_batch, "student_steps": student_steps}
+    for name, count in counts.items():
+        least = 0 if name == "steps" else 1
+        if count < least:
+            raise ConfigError(f"{name} is a whole number, at least {least}; got {count!r}")
+    if latent_size is None and resolution % prior.downsample:
+        raise ConfigError(
+            f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
+            f"{resolution}"
+        )
     costs = count_costs(
         prior,
         resolution=resolution,

@@ -50,9 +50,17 @@ def test_the_usage_lists_every_command(arguments, ld3m_command):
     assert all(f"ld3m {command} " in out for command in COMMANDS)
 
 
+@pytest.mark.parametrize("arguments", ["prior", "prior -h", "prior --help"])
+def test_the_usage_of_prior_names_what_follows_it(arguments, ld3m_command):
+    status, out, err = ld3m_command(arguments)
+    assert (status, err) == (0, "")
+    assert out.startswith("ld3m prior: ")
+    assert re.findall(r"^  ld3m (.+?) \[", out, re.M) == ["prior train"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "meant"),
-    [("distil", "distill"), ("prior", "prior train"), ("prior tune", "prior train"), ("--out x", None)],
+    [("distil", "distill"), ("prior tune", "prior train"), ("--out x", None)],
 )
 def test_an_unknown_command_is_refused_with_the_usage(arguments, meant, ld3m_command):
     status, out, err = ld3m_command(arguments)

@@ -140,3 +140,17 @@ def test_info_plans_a_budget_without_weights(ld3m_command):
     status, _, err = ld3m_command("info --budget lots --prior random:tiny")
     assert status == 2
     assert "memory_budget is a size such as" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--algorithm nonsense", "algorithm is one of dc, dm, mtt; got 'nonsense'"),
+        ("--dtype half", "dtype is one of float32, bfloat16, float64; got 'half'"),
+        ("--ipc 0", "ipc is a whole number, at least 1; got 0"),
+    ],
+)
+def test_info_checks_the_settings_of_a_plan_that_it_does_not_make(options, message, ld3m_command):
+    status, out, err = ld3m_command(f"info {options}")
+    assert (status, out) == (2, "")
+    assert message in err

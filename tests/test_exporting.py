@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,24 @@ def test_an_export_that_fails_leaves_what_was_there(run, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(exporting.pictures, "save_png", fail_late)
     with pytest.raises(raised or KeyboardInterrupt, match="disk is full" if raised else None):
+        export(run, "imagefolder", to, overwrite=True)
+    assert sorted(os.listdir(to)) == ["README.md", "images.safetensors"]
+    assert (to / "README.md").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["run", "set"]
+
+
+@pytest.mark.parametrize("ending", [".tmp", "set"])  # the new folder into its place, and the old one out of it
+def test_a_folder_that_cannot_be_replaced_keeps_its_place(run, tmp_path, monkeypatch, ending):
+    to = export(run, "safetensors", tmp_path / "set")
+    before, rename = (to / "README.md").read_bytes(), Path.rename
+
+    def fail(path, target):
+        if path.name.endswith(ending):
+            raise OSError(16, "Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(Ld3mError, match=r"could not write .*set: Device or resource busy"):
         export(run, "imagefolder", to, overwrite=True)
     assert sorted(os.listdir(to)) == ["README.md", "images.safetensors"]
     assert (to / "README.md").read_bytes() == before

@@ -218,6 +218,25 @@ def test_a_large_prior_is_planned_without_its_weights():
     assert plan.peak_bytes <= 8 * 10**9
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithm": "DC"}, "algorithm is one of dc, dm, mtt; got 'DC'"),
+        ({"ipc": 0}, "ipc is a whole number, at least 1; got 0"),
+        ({"num_classes": 0}, "num_classes is a whole number, at least 1; got 0"),
+        ({"real_batch": 0}, "real_batch is a whole number, at least 1; got 0"),
+        ({"student_steps": -1}, "student_steps is a whole number, at least 1; got -1"),
+        ({"steps": -1}, "steps is a whole number, at least 0; got -1"),
+        ({"resolution": 0}, "resolution is a whole number, at least 1; got 0"),
+        ({"resolution": 15}, "resolution must be divisible by 2, the first stage's factor in random:tiny; got 15"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(change, message, tiny_prior):
+    settings = {"resolution": 16, "steps": 1, "ipc": 1, "num_classes": 3, "algorithm": "dc", "budget": "8GB"}
+    with pytest.raises(ConfigError, match=message):
+        plan_memory(tiny_prior, **settings | change)
+
+
 def test_networks_that_see_whole_batches_are_not_cut(tiny_prior):
     settings = {"resolution": 16, "steps": 1, "ipc": 1, "num_classes": 3, "algorithm": "dc", "budget": "8GB"}
     cut = {

@@ -1,5 +1,7 @@
 """What README shows: its commands parse, its Python names exist."""
 
+import dataclasses
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -18,12 +20,19 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_parse(command):
+def test_commands_are_read_as_they_look(command):
     name = next(name for name in cli._PARSED if command.startswith(name))
-    parsed = cli._parse(cli._PARSED[name], shlex.split(command.removeprefix(name)))
-    for option in re.findall(r"--([a-z-]+)", command):
-        given = option.replace("-", "_")
-        assert hasattr(parsed, given) or any(hasattr(part, given) for part in vars(parsed).values()), option
+    words = shlex.split(command.removeprefix(name))
+    parsed = vars(cli._parse(cli._PARSED[name], words))
+    for part in filter(dataclasses.is_dataclass, tuple(parsed.values())):
+        parsed |= vars(part)
+    places = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    assert [str(parsed[key]) for key in ("run", "data") if key in parsed][: len(places)] == places
+    for position, word in enumerate(words):
+        if word.startswith("--"):
+            value = parsed[word.removeprefix("--").replace("-", "_")]
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            assert list(map(str, values)) == words[position + 1 : position + 1 + len(values)], word
 
 
 def test_python_blocks_name_what_there_is():

@@ -40,7 +40,8 @@ def read_folder(path: Path) -> Source:
 
     test_name = next((splits[name] for name in TEST_SPLITS if name in splits), None)
     if unused := sorted(set(splits.values()) - {train_name, test_name}):
-        logger.warning("%s: beside %s and %s, %s is not read", path, train_name, test_name, ", ".join(unused))
+        read_names = " and ".join(filter(None, (train_name, test_name)))
+        logger.warning("%s: beside %s, %s is not read", path, read_names, ", ".join(unused))
     train = _classes(files, folders, (*top, train_name), path)
     if test_name is None:
         return _source(path, len(top), train, None, read)
@@ -86,6 +87,8 @@ def _classes(files: Sequence[Parts], folders: set[Parts], top: Parts, path: Path
         found = "images, but no folder around them" if files else "nothing of the kind"
         raise DataError(f"{where} must hold a folder of images for each class, and holds {found}")
     for name, members in by_class.items():
+        if re.search("[\ud800-\udfff]", name):  # what Python makes of bytes that are not UTF-8
+            raise DataError(f"class folder {name!r} in {where} has a name that is not UTF-8; rename the folder")
         if not members:
             raise DataError(
                 f"class {name!r} in {where} holds no image file ({', '.join(sorted(EXTENSIONS))}); "

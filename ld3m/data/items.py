@@ -18,7 +18,7 @@ from ld3m.data.pixels import allocate, fit, quantise
 from ld3m.errors import DataError
 
 logger = logging.getLogger(__name__)
-TEST_SPLITS = ("test", "val", "valid", "validation")  # in order of preference
+TEST_SPLITS = ("test", "testing", "val", "valid", "validation")  # in order of preference
 _GROUP = 1024  # images under way at once: bounds the memory when decoding is faster than the disk of the memory map
 
 
@@ -66,7 +66,7 @@ def split(items: Items, class_names: Sequence[str], holdout: float, seed: int) -
                 f"class {name!r} has a single image, and holdout={holdout} takes a test image from every class; "
                 "add images, or pass holdout=0 to do without a test split"
             )
-        members.sort(key=lambda i: hashlib.blake2b(f"{seed}/{items.keys[i]}".encode(), digest_size=16).digest())
+        members.sort(key=lambda i: _digest(f"{seed}/{items.keys[i]}"))
         test += members[: min(max(1, round(holdout * len(members))), len(members) - 1)]
     chosen = set(test)
     return items.take([i for i in range(len(items.keys)) if i not in chosen]), items.take(sorted(chosen))
@@ -132,6 +132,11 @@ def check_same_classes(train: Collection[str], test: Collection[str]) -> None:
             f"the test split must have the classes of the training split, but {' and '.join(differences)}; "
             "give both the same classes"
         )
+
+
+def _digest(name: str) -> bytes:
+    # File names that are not UTF-8 hold surrogates, which encode by default refuses.
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

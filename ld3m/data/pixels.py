@@ -102,15 +102,16 @@ def allocate(count: int, resolution: int, cache: str | Path | None) -> np.ndarra
     if needed <= MEMMAP_BYTES:
         return np.empty(shape, np.uint8)
     folder = Path(cache or tempfile.gettempdir())
+    where = "cache=" if cache else "the environment variable TMPDIR"  # no command has an option for it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < needed:  # a memory map on a full disk would kill the process
             raise DataError(
                 f"the images need {needed / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free; "
-                "name a folder with more room in cache="
+                f"name a folder with more room in {where}"
             )
         with tempfile.TemporaryFile(dir=folder) as file:
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
-        raise DataError(f"the images cannot be kept in {folder} ({error}); name another folder in cache=") from error
+        raise DataError(f"the images cannot be kept in {folder} ({error}); name another folder in {where}") from error

@@ -38,6 +38,7 @@ def load(
         resolution: pixels of a side; the largest centred square is resampled (Lanczos).
         holdout: fraction of each class, in [0, 1), that becomes the test split of a source that has none (0.1 by
             default; 0: no test split). The choice depends on `seed` and file names.
+            A Dataset has been split and read already: it takes neither `holdout` nor `strict`.
         strict: refuse damaged images instead of skipping them with a warning.
         cache: folder for the memory map of a set larger than 1 GiB.
 
@@ -53,6 +54,12 @@ def load(
             raise DataError(
                 f"data {source.name!r} was loaded at resolution {source.resolution}, asked for is {resolution}; "
                 f"load its source again with resolution={resolution}"
+            )
+        given = [f"holdout={holdout}"] * (holdout is not None) + ["strict=True"] * strict
+        if given:
+            raise DataError(
+                f"{' and '.join(given)} would have no effect: data {source.name!r} has been split and read already; "
+                "leave it out here, and pass it to ld3m.data.load when the source is loaded"
             )
         return source
 

@@ -36,9 +36,13 @@ def read_object(source: object, decode: Decode) -> Source:
     return Source(_name(source["train"]), train, test, class_names)
 
 
-def from_pair(images: Tensor, labels: Tensor, known_names: Sequence[str] = (), split_name: str = "train") -> Split:
+def from_pair(
+    images: Tensor | np.ndarray, labels: Tensor | np.ndarray, known_names: Sequence[str] = (), split_name: str = "train"
+) -> Split:
     """Return the Items of images (N, C, H, W) or (N, H, W) and labels (N,), after checking their shapes and dtypes."""
-    images, labels = torch.as_tensor(images).cpu(), torch.as_tensor(labels).cpu()
+    images = _tensor(images, f"{split_name} images", "convert them to uint8, or to float32 in [0, 1]")
+    renumber = "number the classes: names, labels = numpy.unique(labels, return_inverse=True)"
+    labels = _tensor(labels, f"{split_name} labels", renumber)
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)):
         hint = "; move the channels: images.permute(0, 3, 1, 2)" if images.shape[-1] in (1, 3) else ""
         raise DataError(
@@ -54,6 +58,15 @@ def from_pair(images: Tensor, labels: Tensor, known_names: Sequence[str] = (), s
     keys = range(len(images))
     items = Items(images.__getitem__, labels.long(), [f"{split_name} images[{i}]" for i in keys])
     return items, class_names
+
+
+def _tensor(values: Tensor | np.ndarray, what: str, remedy: str) -> Tensor:
+    if isinstance(values, np.ndarray) and min(values.strides, default=0) < 0:  # flipped, which tensors cannot be
+        values = values.copy()
+    try:
+        return torch.as_tensor(values).cpu()
+    except (TypeError, ValueError) as error:  # strings, objects, another byte order
+        raise DataError(f"{what} must be numbers that torch knows, got dtype {values.dtype}; {remedy}") from error
 
 
 def _class_names(labels: Tensor, known_names: Sequence[str], split_name: str) -> tuple[str, ...]:

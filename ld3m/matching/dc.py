@@ -18,7 +18,7 @@ from ld3m.matching.gradient import (
     weights_of,
     with_gradients,
 )
-from ld3m.matching.shapes import check_chunk, check_classes
+from ld3m.matching.shapes import check_chunk, check_classes, clear_network_errors
 from ld3m.ops.gradient_distance import distances_and_directions, row_cosines
 
 # Of the largest map of a network. ConvNet of width 128, 64 images of 32 px: 198 ms at once, 148 ms by 16 (8 MiB).
@@ -71,10 +71,11 @@ def dc_loss(
     weights, labels = weights_of(network), labels.to(real.device)
     names = matched(weights, metric)
     chunk = real_chunk or _images_in_cache(network, weights, real)
-    targets = [
-        real_gradient(network, weights, images.detach(), label, names, chunk)
-        for images, label in zip(real, labels, strict=True)
-    ]
+    with clear_network_errors("dc_loss", network, real, labels):
+        targets = [
+            real_gradient(network, weights, images.detach(), label, names, chunk)
+            for images, label in zip(real, labels, strict=True)
+        ]
     target = {name: torch.stack([gradients.pop(name) for gradients in targets]) for name in names}
     differentiate = torch.is_grad_enabled() and synthetic.requires_grad
     call = compiled(match) if compile else match

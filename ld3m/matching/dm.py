@@ -7,7 +7,7 @@ from torch.func import functional_call
 from ld3m.errors import InputError
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import buffers_of, weights_of
-from ld3m.matching.shapes import check_chunk, check_classes
+from ld3m.matching.shapes import check_chunk, check_classes, clear_network_errors
 from ld3m.networks import fused
 
 
@@ -37,7 +37,7 @@ def dm_loss(
             f"dm_loss needs a network with embed(images) -> (B, features), got {type(network).__name__}; "
             "build one with ld3m.networks.build or add the method"
         )
-    with torch.no_grad():
+    with torch.no_grad(), clear_network_errors("dm_loss", Embedding(network), real):
         target = mean_embeddings(Embedding(fused(network)), real, real_chunk)
     embed = compiled(mean_embeddings) if compile else mean_embeddings
     return (embed(Embedding(network), synthetic) - target).square().sum(1)

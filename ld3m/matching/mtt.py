@@ -19,7 +19,7 @@ from ld3m.matching.gradient import (
     weights_of,
     with_gradients,
 )
-from ld3m.matching.shapes import check_dtype
+from ld3m.matching.shapes import check_dtype, clear_network_errors
 
 Augment = Callable[[Tensor, int], Tensor]
 
@@ -86,7 +86,8 @@ def mtt_loss(
         if views.shape != pixels.shape:
             raise InputError(f"augment must keep the shape {tuple(pixels.shape)}, got {tuple(views.shape)}")
         step = _Step(weights, labels[index], index, pixels, views, rng_state(network, images))
-        slopes = forth(network, weights, views.detach(), step.labels)
+        with clear_network_errors("mtt_loss", network, views, step.labels):
+            slopes = forth(network, weights, views.detach(), step.labels)
         weights = {name: weight - lr * slopes[name] for name, weight in weights.items()}
         if differentiate:
             steps.append(step)

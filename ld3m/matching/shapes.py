@@ -1,6 +1,11 @@
-"""The contract of the matching losses' image arguments, checked at their door."""
+"""The contract of the matching losses' image arguments, checked at their door, or told when the network fails."""
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ld3m.errors import InputError
 from ld3m.matching.gradient import sees_whole_batches
@@ -30,6 +35,51 @@ def check_dtype(function: str, network: nn.Module, name: str, images: Tensor) ->
             f"{function} needs {name} like the network's weights, {weight.dtype} on {weight.device}, "
             f"got {images.dtype} on {images.device}; convert one of them with .to(...)"
         )
+
+
+@contextlib.contextmanager
+def clear_network_errors(
+    function: str, network: nn.Module, images: Tensor, labels: Tensor | None = None
+) -> Iterator[None]:
+    """Raise InputError in place of what torch raises in the block for images or labels that the network does not take.
+
+    What it takes only a pass can tell, so that it is asked when one has failed. On a GPU a label out of range does not
+    raise in the block, and to look for it would wait for the device.
+
+    Args:
+        network: what the block calls on images.
+        images: (..., 3, H, W).
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        height, width = images.shape[-2:]
+        try:
+            logits = _logits_without_data(network, images)
+        except NotImplementedError:  # of an operation that does not run without data
+            raise error from None
+        except RuntimeError as misfit:
+            raise InputError(
+                f"{function} got images of {height}x{width} pixels, which the network does not take "
+                f"({str(misfit).splitlines()[0][:150]}); resize them, or build the network for their resolution"
+            ) from error
+        if isinstance(error, IndexError) and labels is not None:
+            num_classes = logits.shape[-1]
+            if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+                raise InputError(
+                    f"{function} needs labels from 0 to {num_classes - 1}, the classes of the network; "
+                    f"got {int(labels.min())} to {int(labels.max())}; number the classes from 0, or build the network "
+                    "for all of them"
+                ) from error
+        raise
+
+
+def _logits_without_data(network: nn.Module, images: Tensor) -> Tensor:
+    state = {name: t.to("meta") for name, t in [*network.named_parameters(), *network.named_buffers()]}
+    with torch.no_grad():
+        return functional_call(network, state, (images.new_empty(2, *images.shape[-3:], device="meta"),))
 
 
 def check_chunk(function: str, network: nn.Module, real_chunk: int | None) -> None:

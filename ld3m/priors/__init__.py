@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ld3m.devices import precision, usable
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
 from ld3m.priors.lean import Execution
@@ -24,7 +25,7 @@ def load_prior(
     source: "str | Path | Prior",
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     config: str | Path | None = None,
 ) -> Prior:
     """Load a frozen latent diffusion model.
@@ -35,17 +36,18 @@ def load_prior(
             checkpoint of CompVis or of DiT's authors (`.ckpt`, `.pt`, `.safetensors`), a diffusers folder, a hub id
             "owner/name", or a `Prior` (moved and cast in place).
         device: "meta" gives shapes without weights, in no time for random priors.
+        dtype: of the weights, or its name: "float32", "bfloat16", "float64".
         config: of a checkpoint file: the YAML of a CompVis one, the folder of a DiT's autoencoder.
 
     Raises:
-        ConfigError: an unknown name, or a YAML that does not fit.
+        ConfigError: an unknown name, a device or dtype that cannot be had, or a YAML that does not fit.
         CheckpointError: a file that is missing, damaged, unsafe, or does not fit its configuration.
     """
+    device, dtype = usable(device), precision(dtype)
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
     if config is not None and not Path(source).expanduser().is_file():
         raise ConfigError(f"config goes with a CompVis or DiT checkpoint file, got the prior {str(source)!r}")
-    device = torch.device(device)
     return _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
 
 

@@ -137,6 +137,11 @@ class Prior:
         """Embed class ids (B,) int64, 0 … num_classes, null included, as conditioning (B, tokens, dim)."""
         if self.class_embedding is None:
             raise InputError(f"embed needs a class-conditional prior; {self.name} has no classes")
+        if class_ids.dtype not in (torch.int32, torch.int64) or class_ids.ndim != 1:
+            raise InputError(
+                f"class_ids are int64 of shape (B,), got {class_ids.dtype} {tuple(class_ids.shape)}; "
+                "convert them with .long(), several with .flatten()"
+            )
         rows = self.class_embedding.num_embeddings
         if class_ids.numel() and (int(class_ids.min()) < 0 or int(class_ids.max()) >= rows):
             raise InputError(
@@ -164,7 +169,7 @@ class Prior:
             conditioning: (B, tokens, dim), or its `project`ion; required by a class-conditional prior, refused by an
                 unconditional one.
         """
-        self._check_conditioning(conditioning)
+        self._check_call(timestep, conditioning)
         if (lean := self.lean.denoiser) is not None:
             return lean(latents, lean.row(timestep), None if conditioning is None else lean.project(conditioning))
         inputs = (latents.to(self.dtype), timestep)
@@ -178,11 +183,16 @@ class Prior:
     ) -> Evaluation:
         """Predict like `predict_noise`, and keep what the wanted gradients, in (latents, conditioning), need."""
         if self.lean.graphs is not None:
-            self._check_conditioning(conditioning)
+            self._check_call(timestep, conditioning)
             return self.lean.graphs.evaluate(latents, self.lean.denoiser.row(timestep), conditioning, wants)
         return Evaluation(lambda x, c: self.predict_noise(x, timestep, c), latents, conditioning, wants)
 
-    def _check_conditioning(self, conditioning: Tensor | None) -> None:
+    def _check_call(self, timestep: int, conditioning: Tensor | None) -> None:
+        if not isinstance(timestep, Tensor) and timestep not in range(len(self.alphas_cumprod)):  # one may be on a GPU
+            raise InputError(
+                f"timestep is a whole number from 0 to {len(self.alphas_cumprod) - 1}, an index into alphas_cumprod; "
+                f"got {timestep!r}"
+            )
         if (conditioning is None) == (self.conditioning_shape is None):
             return
         if conditioning is None:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ld3m import pictures
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
+from ld3m.priors.folder import read_json
 from ld3m.storage import is_temporary, load_tensors, save_tensors, write_json
 
 _LOG_EVERY, _CHECKPOINT_EVERY, _WARM_UP = 20, 250, 200
@@ -30,7 +31,7 @@ def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
     if is_taken and not path.is_file():
         raise ConfigError(f"{out} holds no training to resume; choose another --out")
     if is_taken:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         changed = [
             f"{key} {stored.get(key)!r} → {value!r}" for key, value in settings.items() if stored.get(key) != value
         ]

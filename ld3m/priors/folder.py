@@ -171,7 +171,9 @@ def read_json(path: Path) -> dict:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there: a diffusers folder has one") from error
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); restore it or fetch it again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON object, got {type(content).__name__}")
+        raise CheckpointError(
+            f"{path} must hold a JSON object, got {type(content).__name__}; restore it or fetch it again"
+        )
     return content

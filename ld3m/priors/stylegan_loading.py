@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ld3m import seeds
+from ld3m.devices import precision, usable
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.folder import load_weights
 from ld3m.priors.stylegan import FourierInput, Mapping, StyleGAN, Synthesis, SynthesisLayer
@@ -18,7 +19,7 @@ NAMES = tuple(f"random:{name}" for name in SHAPES)
 
 
 def load_stylegan(
-    source: "str | Path | StyleGAN", *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: "str | Path | StyleGAN", *, device: torch.device | str = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> StyleGAN:
     """Load a frozen StyleGAN-XL generator.
 
@@ -29,9 +30,10 @@ def load_stylegan(
             cast in place).
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a device or dtype that cannot be had.
         CheckpointError: a file that is missing, damaged, or lacks tensors of a generator.
     """
+    device, dtype = usable(device), precision(dtype)
     if isinstance(source, StyleGAN):
         return source.to(device=device, dtype=dtype)
     if str(source) in NAMES:

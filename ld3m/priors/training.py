@@ -1,5 +1,6 @@
 """Settings of the prior trainer."""
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from ld3m.errors import ConfigError
@@ -56,6 +57,13 @@ class PriorTraining:
             value = getattr(self, field.name)
             if field.type is int and field.name != "seed" and value < 1:
                 raise ConfigError(f"{field.name} is a whole number, at least 1; got {value!r}")
+        for name in ("first_stage_lr", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} is a learning rate above 0, got {getattr(self, name)!r}; the default is 1e-3"
+                )
+        if not 0 <= self.kl_weight < math.inf:
+            raise ConfigError(f"kl_weight is a weight, 0 or above, got {self.kl_weight!r}; the default is 1e-4")
         factor = 2 ** (len(self.ch_mult) - 1)
         if self.resolution % factor:
             raise ConfigError(

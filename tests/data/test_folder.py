@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
 
@@ -46,7 +47,7 @@ def _zip(folder, path, wrapper=""):
     return path
 
 
-@pytest.mark.parametrize("test", ["val", "test", "validation"])
+@pytest.mark.parametrize("test", ["val", "test", "testing", "validation"])
 def test_splits_in_folders_are_read_in_sorted_order(tmp_path, test):
     data = load(_splits(tmp_path / "set", test), resolution=8)
     assert data.name == "set"
@@ -66,6 +67,18 @@ def test_test_wins_over_val_and_the_other_is_said_to_be_unused(tmp_path, caplog)
     data = load(tmp_path, resolution=8)
     assert len(data.test) == 6
     assert "beside train and test, val is not read" in caplog.text
+
+
+def test_capital_letters_and_a_folder_that_is_no_split(tmp_path, caplog):
+    _classes(tmp_path / "Training", count=5)
+    _classes(tmp_path / "notes")
+    data = load(tmp_path, resolution=8, holdout=0)
+    assert (len(data.train), data.test) == (10, None)
+    assert "beside Training, notes is not read" in caplog.text
+    _classes(tmp_path / "Testing", count=1)
+    data = load(tmp_path, resolution=8)
+    assert (len(data.train), len(data.test)) == (10, 2)
+    assert "beside Training and Testing, notes is not read" in caplog.text
 
 
 @pytest.mark.parametrize("wrapper", ["", "wrapped/", "two/deep/"])
@@ -266,6 +279,19 @@ def test_a_folder_that_is_no_data_set_says_why(tmp_path, make, message):
         load(tmp_path / "set", resolution=8)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_refused_of_classes_and_taken_of_files(tmp_path):
+    folder = _classes(tmp_path / "set", count=6)
+    named = load(folder, resolution=8)
+    for name in ("a", "b"):
+        os.rename(folder / name / "0.png", os.fsencode(folder / name) + b"/caf\xe9.png")
+    renamed = load(folder, resolution=8)
+    assert (len(renamed.train), len(renamed.test)) == (len(named.train), len(named.test)) == (10, 2)
+    os.rename(folder / "b", os.fsencode(folder) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"class folder 'caf\\udce9' in .*set has a name that is not UTF-8; rename the"):
+        load(folder, resolution=8)
+
+
 def test_missing_unlisted_and_non_zip_paths_say_why(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="there is no data 'nowhere'; expected 'builtin'"):
         load("nowhere", resolution=8)
@@ -310,6 +336,21 @@ def test_a_loaded_set_passes_through_at_its_own_resolution_only(tmp_path):
     assert load(data, resolution=8) is data
     with pytest.raises(DataError, match="'set' was loaded at resolution 8, asked for is 16"):
         load(data, resolution=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"holdout": 0.2}, "holdout=0.2"),
+        ({"holdout": 0}, "holdout=0"),
+        ({"strict": True}, "strict=True"),
+        ({"holdout": 0.5, "strict": True}, "holdout=0.5 and strict=True"),
+    ],
+)
+def test_a_loaded_set_takes_no_options_of_the_reading(tmp_path, options, given):
+    data = load(_classes(tmp_path / "set"), resolution=8, holdout=0)
+    with pytest.raises(DataError, match=f"^{given} would have no effect: data 'set' has been split and read already"):
+        load(data, resolution=8, **options)
 
 
 @pytest.mark.parametrize(

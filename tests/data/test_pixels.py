@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -173,3 +174,14 @@ def test_no_room_and_no_folder_for_the_cache_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(DataError, match=r"need 0.0 GiB in .* 0.0 GiB are free; name a folder with more room in cache="):
         allocate(2, 4, tmp_path)
+
+
+def test_without_a_cache_the_folder_for_temporary_files_is_named_by_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "MEMMAP_BYTES", 0)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what the module remembers of the variable
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert isinstance(allocate(2, 4, None), np.memmap)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    room = rf"in {tmp_path}, where 0.0 GiB are free; name a folder with more room in the environment variable TMPDIR"
+    with pytest.raises(DataError, match=room):
+        allocate(2, 4, None)

@@ -44,6 +44,13 @@ def test_a_pair_keeps_its_pixels(images):
     assert data.test is None
 
 
+def test_flipped_arrays_are_read_as_they_look():
+    flipped = (IMAGES.numpy()[..., ::-1], LABELS.numpy()[::-1])
+    data = load(flipped, resolution=8, holdout=0)
+    assert torch.equal(data.train.images, IMAGES.flip(-1))
+    assert torch.equal(data.train.labels, LABELS.flip(0))
+
+
 def test_grey_pairs_are_repeated_to_three_channels():
     for images in (IMAGES[:, 0], IMAGES[:, :1]):
         data = load((images, LABELS.to(torch.uint8)), resolution=8, holdout=0)
@@ -74,6 +81,11 @@ def test_a_mapping_gives_both_splits():
         ((IMAGES, LABELS[:5]), r"train labels must have shape \(12,\), one for each image; got \(5,\)"),
         ((IMAGES, torch.eye(12)), r"got \(12, 12\); for one-hot rows pass labels.argmax\(1\)"),
         ((IMAGES, LABELS.float()), "train labels must be integers, got torch.float32; pass labels.long"),
+        (
+            (IMAGES, np.array(["ant", "bee", "cat"] * 4)),
+            "train labels must be numbers that torch knows, got dtype <U3; number the classes: .*numpy.unique",
+        ),
+        ((IMAGES.numpy().astype(object), LABELS), "train images must be numbers .* got dtype object; convert them"),
         ((IMAGES, LABELS > 0), "train labels must be integers, got torch.bool"),
         (
             (IMAGES, LABELS + 1),

@@ -281,6 +281,15 @@ def test_memory_grows_with_the_classes_and_not_with_the_real_images_of_all(small
         ({"real": torch.zeros(2, 4, 3, 32, 32).double()}, "real like the network's weights, torch.float32.*float64"),
         ({"labels": torch.tensor([0, 1, 2])}, r"labels int64 of shape \(2,\).*\(3,\)"),
         ({"labels": torch.tensor([0.0, 1.0])}, r"labels int64.*float32"),
+        (
+            {"labels": torch.tensor([0, 5])},
+            "labels from 0 to 4, the classes of the network; got 0 to 5; number the classes",
+        ),
+        ({"labels": torch.tensor([0, -1])}, "labels from 0 to 4, the classes of the network; got -1 to 0"),
+        (
+            {"real": torch.zeros(2, 4, 3, 16, 16), "synthetic": torch.zeros(2, 1, 3, 16, 16)},
+            r"dc_loss got images of 16x16 pixels, which the network does not take \(.+\); resize them, or build",
+        ),
         ({"metric": "l2"}, "metric must be one of layerwise-cosine, mse, cosine, got 'l2'"),
     ],
 )
@@ -328,3 +337,14 @@ def test_networks_that_see_whole_batches_take_no_chunks(name, small_network, see
     network.eval()
     whole, cut = (dc_loss(network, images, images[:, :1], labels, real_chunk=size) for size in (None, 2))
     torch.testing.assert_close(cut, whole)
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, IndexError])
+def test_errors_that_have_another_cause_stay_what_they_are(kind, small_network, seeded, monkeypatch):
+    def fail(*_arguments):
+        raise kind("something else")
+
+    monkeypatch.setattr("ld3m.matching.dc.real_gradient", fail)
+    images = seeded(1, 2, 3, 32, 32)
+    with pytest.raises(kind, match="something else"):
+        dc_loss(small_network("ConvNet"), images, images, torch.tensor([4]))

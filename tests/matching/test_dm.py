@@ -128,6 +128,12 @@ def test_errors(small_network):
         dm_loss(small_network("ConvNet"), images[0], images)
     with pytest.raises(InputError, match="synthetic like the network's weights"):
         dm_loss(small_network("ConvNet"), images, images.float())
+    small = images[..., :16, :16]
+    assert dm_loss(small_network("ConvNet"), small, small).tolist() == [0, 0]  # only its classifier asks for 32 px
+    with pytest.raises(
+        InputError, match=r"dm_loss got images of 16x16 pixels, which the network does not take \(.+siz"
+    ):
+        dm_loss(small_network("ViT-w0.125"), small, small)
     headless = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)).double()
     with pytest.raises(InputError, match=r"a network with embed\(images\).*Sequential.*networks.build"):
         dm_loss(headless, images, images)

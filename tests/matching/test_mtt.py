@@ -256,6 +256,14 @@ def test_memory_of_one_student_step(small_network, seeded, peak_bytes):
         ({"images": torch.zeros(4, 3, 32, 32)}, "images like the network's weights, torch.float64"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels int64 of shape \(4,\).*\(3,\)"),
         ({"labels": torch.zeros(4)}, "labels int64"),
+        (
+            {"labels": torch.tensor([0, 7, 2, 3])},
+            "mtt_loss needs labels from 0 to 4, the classes of the network; got 0 to 7",
+        ),
+        (
+            {"images": torch.zeros(4, 3, 16, 32, dtype=torch.float64)},
+            "mtt_loss got images of 16x32 pixels, which the network does not take",
+        ),
         ({"batches": []}, "at least one batch"),
         ({"batches": [torch.tensor([[0, 1]])]}, r"1-d int64 indices.*\(1, 2\) as batch 0"),
         ({"batches": [torch.tensor([0]), torch.tensor([], dtype=torch.int64)]}, "as batch 1"),

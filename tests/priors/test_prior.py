@@ -116,6 +116,31 @@ def test_class_ids_out_of_range_are_refused(tiny, class_ids):
         tiny.embed(torch.tensor(class_ids))
 
 
+@pytest.mark.parametrize(
+    ("class_ids", "got"),
+    [
+        (torch.tensor([1.0]), r"torch.float32 \(1,\)"),
+        (torch.tensor([True]), r"torch.bool \(1,\)"),
+        (torch.tensor([[1, 2]]), r"torch.int64 \(1, 2\)"),
+        (torch.tensor(1), r"torch.int64 \(\)"),
+    ],
+)
+def test_class_ids_are_whole_numbers_in_a_row(tiny, class_ids, got):
+    with pytest.raises(InputError, match=rf"class_ids are int64 of shape \(B,\), got {got}; convert them with .long"):
+        tiny.embed(class_ids)
+
+
+@pytest.mark.parametrize("timestep", [1000, -1, 3.5])
+def test_timesteps_out_of_range_are_refused(tiny, timestep):
+    latents, conditioning = torch.zeros(1, 3, 4, 4), tiny.embed(torch.tensor([0]))
+    message = rf"timestep is a whole number from 0 to 999, an index into alphas_cumprod; got {timestep}"
+    with pytest.raises(InputError, match=message):
+        tiny.predict_noise(latents, timestep, conditioning)
+    with pytest.raises(InputError, match=message):
+        tiny.evaluate(latents, timestep, conditioning, wants=(False, False))
+    assert tiny.predict_noise(latents, 999, conditioning).shape == latents.shape
+
+
 def test_conditioning_must_go_with_the_kind_of_prior(tiny, reference_prior):
     latents = torch.zeros(1, 3, 4, 4)
     with pytest.raises(InputError, match=r"conditional.*conditioning"):
@@ -225,6 +250,19 @@ def test_a_prior_given_is_cast_and_returned():
     prior = ld3m.load_prior("random:tiny")
     assert ld3m.load_prior(prior, dtype=torch.float64) is prior
     assert {weight.dtype for weight in weights(prior).values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("load", [ld3m.load_prior, ld3m.priors.load_stylegan])
+def test_precision_goes_by_name_and_what_cannot_be_had_is_refused(load):
+    source = {"load_prior": "random:tiny", "load_stylegan": "random:stylegan-32"}[load.__name__]
+    loaded = load(source, dtype="bfloat16")
+    assert loaded.dtype == torch.bfloat16
+    for given in (source, loaded):
+        with pytest.raises(ConfigError, match=r"dtype is one of float32, bfloat16, float64, .* got 'half'"):
+            load(given, dtype="half")
+        with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
+            load(given, device="gpu")
+    assert loaded.dtype == torch.bfloat16
 
 
 def test_a_hub_id_may_hold_dots(monkeypatch):

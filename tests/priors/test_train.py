@@ -167,6 +167,21 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"steps": 5', r"training.json cannot be read as JSON \(.+\); restore it"),
+        (b"\xff\xfe", r"training.json cannot be read as JSON \(.+\); restore it"),
+        (b"[5]", "training.json must hold a JSON object, got list; restore it"),
+    ],
+)
+def test_damaged_settings_of_a_training_are_named(tmp_path, content, message):
+    (tmp_path / "training.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        fit.claim_folder(tmp_path, {"steps": 5}, resume=True)
+    assert (tmp_path / "training.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"steps": 0}, "steps is a whole number, at least 1; got 0"),
@@ -177,6 +192,11 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
         ),
         ({"ch": 20}, "ch is a multiple of 32, the groups of the norms; got 20"),
         ({"model_channels": 48}, "model_channels is a multiple of 32"),
+        ({"lr": -1e-3}, r"^lr is a learning rate above 0, got -0.001; the default is 1e-3"),
+        ({"lr": 0.0}, "^lr is a learning rate above 0, got 0.0"),
+        ({"first_stage_lr": math.nan}, "first_stage_lr is a learning rate above 0, got nan"),
+        ({"first_stage_lr": math.inf}, "first_stage_lr is a learning rate above 0, got inf"),
+        ({"kl_weight": -1.0}, "kl_weight is a weight, 0 or above, got -1.0; the default is 1e-4"),
         ({"label_dropout": 1.5}, r"label_dropout is in \[0, 1\]"),
         ({"ema": 1.0}, r"ema in \[0, 1\)"),
         ({"attention_levels": (0, 2)}, r"attention_levels are of 0 to 1, .+ got \(0, 2\)"),
