@@ -7,6 +7,7 @@ timestep entering as a row of a table, and there are never more slots than evalu
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,25 +19,41 @@ _WARM_UP = 3  # runs before a capture: libraries choose algorithms and kernels a
 
 
 class CudaRecorder:
-    """Captures functions, to be run in the order given, as CUDA graphs in one pool of memory."""
+    """Captures functions as CUDA graphs; those of one call share a pool of memory, and no two calls do.
 
-    def __init__(self) -> None:
-        self.pool = None
+    What a function has freed when its capture ends is given to the next capture in the same pool. So within a slot the
+    product takes the place of the call's temporaries, never that of its activations, which stay allocated: right as
+    long as the call is replayed before the product. Another slot in that pool would put activations there, to be
+    overwritten when the first slot is replayed while they are still to be read.
 
-    def __call__(self, *functions: Callable[[], object]) -> tuple[Callable[[], object], ...]:
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                for function in functions:
+    Warm-ups and captures run on one stream: what a library or autograd keeps for a stream is then there before the
+    first capture, and no capture waits for another stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)
+
+    def __call__(
+        self, *functions: Callable[[], object], forget: Callable[[], None]
+    ) -> tuple[Callable[[], object], ...]:
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UP):
+                    for function in functions:
+                        function()
+                    forget()
+            current.wait_stream(self._stream)
+            pool, graphs = torch.cuda.graph_pool_handle(), []
+            for function in functions:
+                graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(graphs[-1], pool=pool, stream=self._stream):
                     function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graphs = []
-        for function in functions:
-            graphs.append(torch.cuda.CUDAGraph())
-            with torch.cuda.graph(graphs[-1], pool=self.pool):
-                function()
         return tuple(graph.replay for graph in graphs)
 
 
@@ -45,7 +62,8 @@ class GraphedDenoiser:
 
     Args:
         call: the denoiser, a pure function of tensors on one device.
-        record: makes replays of functions; what they leave in attributes is overwritten by each replay.
+        record: makes replays of functions, to be replayed in the order given; what they leave in attributes is
+            overwritten by each replay. It calls `forget` after each trial run, so that no two are held at once.
     """
 
     def __init__(self, call: Call, record: Recorder) -> None:
@@ -102,7 +120,7 @@ class _Slot:
         latents, _, conditioning = self._inputs
         self._wanted = [x.requires_grad_() for x in (latents, conditioning) if x is not None]
         self._cotangent = torch.zeros_like(latents)
-        self._replay_call, self._replay_vjp = record(self._forward, self._backward)
+        self._replay_call, self._replay_vjp = record(self._forward, self._backward, forget=self._forget)
 
     def predict(self, *inputs: Tensor | None) -> Tensor:
         self._fill(self._inputs, inputs)
@@ -127,7 +145,10 @@ class _Slot:
         self._predictions = self._call(*self._inputs)
 
     def _backward(self) -> None:
-        # The graph is retained: its activations stay allocated, so that no other slot of the pool is given their place.
+        # The graph is retained: its activations stay allocated, so that the product's own tensors get other places.
         self._grads = torch.autograd.grad(
             self._predictions, self._wanted, self._cotangent, retain_graph=True, materialize_grads=True
         )
+
+    def _forget(self) -> None:
+        self._predictions = self._grads = None

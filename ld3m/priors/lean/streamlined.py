@@ -27,7 +27,8 @@ class Streamlined:
             for module in (denoiser, first_stage):
                 _set_format(module, is_channels_last=False)
             return
-        execution = execution.on(next(denoiser.parameters()).device)
+        device = next(denoiser.parameters()).device
+        execution = execution.on(device)
         if reason := obstacle(denoiser):
             logger.info("the denoiser runs as it is: %s", reason)
             given = {"cuda_graphs": self.execution.cuda_graphs, "attention": self.execution.attention != "auto"}
@@ -38,7 +39,7 @@ class Streamlined:
         else:
             _set_format(denoiser, execution.channels_last)
             self.denoiser = LeanDenoiser(denoiser, execution)
-            self.graphs = GraphedDenoiser(self.denoiser, CudaRecorder()) if execution.cuda_graphs else None
+            self.graphs = GraphedDenoiser(self.denoiser, CudaRecorder(device)) if execution.cuda_graphs else None
         if reason := obstacle(first_stage.decoder):
             logger.info("the decoder runs as it is: %s", reason)
         else:

@@ -1,6 +1,9 @@
 """Graphed evaluations: on a CPU with a recorder that replays by calling again, on a GPU with captured graphs."""
 
+import contextlib
 import gc
+import itertools
+import types
 import weakref
 
 import pytest
@@ -9,15 +12,60 @@ import torch
 import ld3m
 from ld3m.costs import count_costs
 from ld3m.priors import Execution
-from ld3m.priors.lean.graphs import GraphedDenoiser
+from ld3m.priors.lean.graphs import CudaRecorder, GraphedDenoiser
 from ld3m.spaces import LatentSpace
 
 
-def call_again(*functions):
+def call_again(*functions, forget):
     """Run the functions, as a warm-up does, and record nothing: a replay is another call."""
     for function in functions:
         function()
+    forget()
     return functions
+
+
+class FakeCuda:
+    """What `CudaRecorder` takes of torch.cuda, on a CPU: captures run, replays run again, and both are noted."""
+
+    def __init__(self) -> None:
+        self.captures, self.num_streams, self.current = [], 0, "default"
+
+    def stand_in(self, monkeypatch) -> None:
+        pools = itertools.count()
+        for name, value in {
+            "Stream": self._new_stream,
+            "current_stream": lambda: types.SimpleNamespace(wait_stream=lambda stream: None),
+            "stream": self._on,
+            "device": lambda device: contextlib.nullcontext(),
+            "graph_pool_handle": lambda: next(pools),
+            "CUDAGraph": types.SimpleNamespace,
+            "graph": self._capture,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def _new_stream(self, device):
+        self.num_streams += 1
+        return types.SimpleNamespace(name=f"own {self.num_streams}", wait_stream=lambda stream: None)
+
+    @contextlib.contextmanager
+    def _on(self, stream):
+        self.current = stream.name
+        yield
+        self.current = "default"
+
+    @contextlib.contextmanager
+    def _capture(self, graph, *, pool, stream):
+        graph.replay = lambda: None
+        self.captures.append((pool, stream.name))
+        with self._on(stream):
+            yield
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    fake = FakeCuda()
+    fake.stand_in(monkeypatch)
+    return fake
 
 
 @pytest.fixture
@@ -141,6 +189,44 @@ def test_costs_are_counted_without_graphs(graphed, eager):
 
 def test_moving_a_prior_drops_what_was_recorded(graphed):
     assert graphed.to(dtype=torch.float32).lean.graphs is None  # as a CPU's defaults say
+
+
+def test_every_slot_has_a_pool_of_its_own(graphed, fake_cuda):
+    """One slot's temporaries must not lie where another one's activations are kept."""
+    graphed.lean.graphs = GraphedDenoiser(graphed.lean.denoiser, CudaRecorder(torch.device("cuda")))
+    run(graphed, retain=1.0, micro_batch=2)
+    assert graphed.lean.graphs.num_slots == 6
+    pools = [pool for pool, _ in fake_cuda.captures]
+    assert pools[::2] == pools[1::2]  # a call and its product
+    assert len(set(pools)) == 6
+
+
+def test_warm_ups_and_captures_share_one_stream_and_hold_one_evaluation(fake_cuda):
+    held, most, streams = set(), [], []
+
+    def forward():
+        held.add(len(most))
+        most.append(len(held))
+        streams.append(fake_cuda.current)
+
+    recorder = CudaRecorder(torch.device("cuda"))
+    for _ in range(2):
+        held.clear()
+        recorder(forward, lambda: streams.append(fake_cuda.current), forget=held.clear)
+    assert max(most) == 1
+    assert set(streams) == {"own 1"} and fake_cuda.num_streams == 1
+    assert [name for _, name in fake_cuda.captures] == ["own 1"] * 4
+
+
+def test_a_slot_forgets_its_trial_runs(graphed):
+    def record(*functions, forget):
+        replays = call_again(*functions, forget=forget)
+        slot = forget.__self__
+        assert (slot._predictions, slot._grads) == (None, None)
+        return replays
+
+    graphed.lean.graphs = GraphedDenoiser(graphed.lean.denoiser, record)
+    run(graphed)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
