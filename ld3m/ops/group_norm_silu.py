@@ -76,7 +76,7 @@ def _group_norm_silu(
         from ld3m.kernels.group_norm_silu import group_norm_silu_fwd  # Triton may be absent
 
         return group_norm_silu_fwd(x, weight, bias, groups, eps)
-    out, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
+    out, mean, rstd = torch.native_group_norm(_as_aten_takes(x), weight, bias, *_sizes(x), groups, eps)
     return _strided_like(F.silu(out), x), _precise(mean), _precise(rstd)
 
 
@@ -102,6 +102,7 @@ def _group_norm_silu_bwd(
         from ld3m.kernels.group_norm_silu import group_norm_silu_bwd
 
         return group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, groups)
+    strided_like, x, grad = x, _as_aten_takes(x), _as_aten_takes(grad)
     if x.dtype.itemsize < 4:  # eager statistics are as coarse as x
         u, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
     else:
@@ -111,12 +112,17 @@ def _group_norm_silu_bwd(
     d = torch.ops.aten.silu_backward(grad, u)
     wanted = [True, False, False]
     dx, _, _ = torch.ops.aten.native_group_norm_backward(d, x, mean, rstd, weight, *_sizes(x), groups, wanted)
-    return _strided_like(dx, x)
+    return _strided_like(dx, strided_like)
 
 
 @_group_norm_silu_bwd.register_fake
 def _(grad, x, weight, bias, mean, rstd, groups, eps, backend) -> Tensor:
     return torch.empty_like(x)
+
+
+def _as_aten_takes(x: Tensor) -> Tensor:
+    """Return x in a layout of ATen's group normalisation: channels_last as well on a CPU alone."""
+    return x if x.is_cpu else x.contiguous()
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """Group normalisation with SiLU against its reference, forward and input gradient, in every backend."""
 
+import sys
+
 import pytest
 import torch
 
@@ -101,6 +103,19 @@ def test_layouts(layout, backend, make):
     want = both(group_norm_silu, x.detach().clone().requires_grad_(), groups, weight, bias, cotangent.clone())
     assert got[0].is_contiguous(memory_format=CHANNELS_LAST)
     torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eager_gives_channels_last_where_aten_takes_none(dtype, make, monkeypatch):
+    """As on CUDA, where ATen's group normalisation refuses channels_last."""
+    x, *rest = make(dtype=dtype)
+    want = both(group_norm_silu, x, *rest, backend="eager")
+    taken = []
+    monkeypatch.setattr(sys.modules[group_norm_silu.__module__], "_as_aten_takes", lambda t: taken.append(t.contiguous()) or taken[-1])
+    got = both(group_norm_silu, x, *rest, backend="eager")
+    assert len(taken) == 3  # forward, and both tensors of the backward pass
+    torch.testing.assert_close(got, want)
+    assert all(t.stride() == x.stride() for t in got)
 
 
 @pytest.mark.parametrize("function", [group_norm_silu_reference, group_norm_silu])
