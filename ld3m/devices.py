@@ -7,9 +7,14 @@ from ld3m.errors import ConfigError
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float64)}
 
 
+def default_device() -> str:
+    """Return what runs where nobody says."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def usable(device: torch.device | str | None) -> torch.device:
-    """Return the device, a GPU where there is one for None; raise when it cannot be used here."""
-    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return the device, the default for None; raise when it cannot be used here."""
+    name = str(device or default_device())
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA

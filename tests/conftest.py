@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ld3m
-from ld3m import cli, pictures
+from ld3m import cli, devices, pictures
 from ld3m.priors import load_stylegan
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
@@ -29,6 +29,17 @@ hypothesis.settings.load_profile("ld3m")
 def log_level() -> None:
     """Undo what the command line sets for its process, so that tests see the same log in any order."""
     logging.getLogger("ld3m").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_device() -> Iterator[None]:
+    """Run on the CPU what names no device: bytes repeat there, and a prior that tests share is not moved away.
+
+    Tests meant for a GPU say so, and so do command lines in processes of their own with the CPU.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "default_device", lambda: "cpu")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from ld3m.devices import precision, usable
+from ld3m.devices import default_device, precision, usable
 from ld3m.errors import ConfigError
 
 
 def test_the_default_is_a_gpu_where_there_is_one(monkeypatch):
-    assert usable("cpu") == usable(torch.device("cpu")) == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert usable(None) == torch.device("cpu")
+    for is_there, name in {True: "cuda", False: "cpu"}.items():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        assert default_device() == name
+    assert usable("cpu") == usable(torch.device("cpu")) == usable(None) == torch.device("cpu")  # the tests' default
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])

@@ -243,7 +243,7 @@ def test_a_small_budget_changes_nothing_but_memory(go):
 def test_the_command_works_from_any_folder(tmp_path):
     root = Path(ld3m.__file__).parents[1]
     command = [sys.executable, "-m", "ld3m", "distill", "--space", "glad", "--iterations", "2", "--evaluate", "none"]
-    command += ["--real-batch", "4", "--width", "8", "--out", "run", "--quiet"]
+    command += ["--real-batch", "4", "--width", "8", "--out", "run", "--device", "cpu", "--quiet"]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

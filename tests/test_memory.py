@@ -327,7 +327,9 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
 def test_the_peak_is_what_a_gpu_allocates(budget):
     images = torch.randint(0, 256, (200, 3, 128, 128), dtype=torch.uint8), torch.arange(200) % 4
     settings = {"prior": "random:cin256", "dtype": "bfloat16", "resolution": 128, "steps": 4, "evaluate": "none"}
-    job = prepare(images, settings | {"memory_budget": budget}, out=None, resume=False, overwrite=False)
+    job = prepare(
+        images, settings | {"device": "cuda", "memory_budget": budget}, out=None, resume=False, overwrite=False
+    )
     objective = objective_of(job, progress=False)
     objective.backward(0)
     torch.cuda.reset_peak_memory_stats()

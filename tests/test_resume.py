@@ -161,7 +161,8 @@ def test_killed_in_the_middle_of_a_write(coloured_folder, tmp_path):
     """SIGKILL while the third checkpoint has its temporary name: the second one holds, a line too many is dropped."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = f"{coloured_folder} --prior random:tiny --algorithm dm --iterations 4 --steps 1 --width 4 --real-batch 2"
-    command = ["distill", *options.split(), "--class-ids", "0", "1", "2", "--evaluate", "none", "--quiet", "--out"]
+    command = ["distill", *options.split(), "--class-ids", "0", "1", "2", "--device", "cpu"]
+    command += ["--evaluate", "none", "--quiet", "--out"]
     process = subprocess.run([sys.executable, "-c", KILLED, *command, str(killed)], capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     (left,) = killed.glob(".checkpoint.safetensors.*.tmp")

@@ -276,7 +276,8 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_killed_it_ends_with_the_same_bytes(coloured_folder, ld3m_command, tmp_path):
     """By SIGKILL, in a process of its own, once a class is there."""
-    options = "--prior random:tiny --class-ids 0 1 2 --steps 6 --stop 3 --groups 20 --evaluate none --quiet --out"
+    options = "--prior random:tiny --device cpu --class-ids 0 1 2 --steps 6 --stop 3 --groups 20"
+    options += " --evaluate none --quiet --out"
     assert ld3m_command("sample", coloured_folder, options, tmp_path / "whole")[0] == 0
     command = ["sample", coloured_folder, *options.split(), tmp_path / "run"]
     process = subprocess.Popen([sys.executable, "-c", _SLOW, *command], stderr=subprocess.DEVNULL)

@@ -111,7 +111,9 @@ def test_eager_gives_channels_last_where_aten_takes_none(dtype, make, monkeypatc
     x, *rest = make(dtype=dtype)
     want = both(group_norm_silu, x, *rest, backend="eager")
     taken = []
-    monkeypatch.setattr(sys.modules[group_norm_silu.__module__], "_as_aten_takes", lambda t: taken.append(t.contiguous()) or taken[-1])
+    monkeypatch.setattr(
+        sys.modules[group_norm_silu.__module__], "_as_aten_takes", lambda t: taken.append(t.contiguous()) or taken[-1]
+    )
     got = both(group_norm_silu, x, *rest, backend="eager")
     assert len(taken) == 3  # forward, and both tensors of the backward pass
     torch.testing.assert_close(got, want)
