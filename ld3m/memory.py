@@ -42,6 +42,8 @@ _KEPT, _RECOMPUTED = 2.01, 3.01
 # Copies of a synthetic image that wait while others are made: rendered, normalised, augmented, its gradient.
 _COPIES = 4
 
+_OUT_OF_MEMORY = r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory"
+
 # Share of the device's memory that may be taken by default; that of a CPU is also the system's and other programs'.
 _GPU_SHARE, _CPU_SHARE = 0.8, 0.25
 
@@ -141,8 +143,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the process, has no more memory to give."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU allocator and the libraries of a GPU have no class of their own for it.
-    return isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|ALLOC_FAILED", str(error)))
+    # The CPU allocator, the libraries of a GPU, its driver and Triton have no class of their own for it.
+    return isinstance(error, RuntimeError) and bool(re.search(_OUT_OF_MEMORY, str(error)))
 
 
 def plan_memory(
