@@ -88,11 +88,15 @@ class CudaLedger:
 
 def footprint(call: Callable[[], Tensor], device: torch.device) -> Pass:
     """Count the forward pass `call` and a backward pass from its result."""
-    with _ledger(call, device) as count, torch.enable_grad():
+
+    def go_back(output: Tensor) -> None:
+        output.backward(torch.ones_like(output))
+
+    with torch.enable_grad(), _ledger(lambda: go_back(call()), device) as count:
         with FlopCounterMode(display=False) as flops:
             output = call()
         held, forward = count.now, count.peak
-        output.backward(torch.ones_like(output))
+        go_back(output)
     return Pass(held, forward, count.peak, flops.get_total_flops())
 
 
@@ -135,8 +139,9 @@ def _reordered(images: Tensor, weight: Tensor, result: Tensor) -> int:
     return max(images.nbytes, result.nbytes) if images.device.type == "cpu" and is_plain else 0
 
 
-def _ledger(call: Callable[[], object], device: torch.device) -> Ledger | CudaLedger:
+def _ledger(work: Callable[[], object], device: torch.device) -> Ledger | CudaLedger:
+    """Return what counts `work`, all of it: backward passes have a thread, and so workspaces, of their own."""
     if device.type != "cuda":
         return Ledger()
-    call()  # makes what the first call on a GPU leaves behind, such as workspaces
+    work()  # makes what the first time on a GPU leaves behind, such as workspaces
     return CudaLedger(device)

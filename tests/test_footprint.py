@@ -47,6 +47,18 @@ def test_a_footprint_has_what_is_held_and_the_peaks_of_both_passes(device):
     assert found.flops == 2 * 5 * 10 * 1000
 
 
+def test_on_a_gpu_both_passes_are_run_before_they_are_counted(monkeypatch):
+    """The thread of the backward pass makes workspaces of its own, once."""
+    done = []
+    for name in ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, name=name: done.append(name) or 0)
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda grad: done.append("backward"))
+    with torch.no_grad():
+        footprint(lambda: x.exp(), torch.device("cuda"))
+    assert done.count("backward") == 2 and done.index("backward") < done.index("reset_peak_memory_stats")
+
+
 def test_the_peak_of_a_call():
     assert footprint_module.peak_bytes(lambda: (torch.ones(1000) + 1).sum(), CPU) == 8000
 
