@@ -171,7 +171,7 @@ def _train_epoch(
     optimiser = torch.optim.SGD(network.parameters(), lr=lr)
     losses = []
     for indices in torch.randperm(len(dataset.train), generator=generator).split(batch_size):
-        images = dataset.normalise(dataset.train.batch(indices).to(device))
+        images = dataset.normalise(dataset.train.batch(indices, device))
         if augment:
             images = dsa.augment(images, generator)
         loss = F.cross_entropy(model(images), dataset.train.labels[indices].to(device))

@@ -91,7 +91,7 @@ class ClassMatching:
         draw = seeds.generator(self.config.seed, "real", iteration, label)
         index = self._indices[label]
         picks = index[torch.randperm(len(index), generator=draw)[: self.config.real_batch]]
-        return self.dataset.normalise(self.dataset.train.batch(picks).to(self.device))
+        return self.dataset.normalise(self.dataset.train.batch(picks, self.device))
 
     def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
         """Return what is done to the images (B, 3, H, W) of a class, by one draw for both sides (siamese)."""

@@ -153,7 +153,9 @@ dsa_apply = dsa.apply
 def test_the_real_batch_has_that_many_different_images_of_the_class(job, monkeypatch):
     made, batches = job(algorithm="dm", real_batch=5), []
     train = made.dataset.train
-    monkeypatch.setattr(type(train), "batch", lambda self, picks: (batches.append(picks), batch(self, picks))[1])
+    monkeypatch.setattr(
+        type(train), "batch", lambda self, picks, _device: (batches.append(picks), batch(self, picks))[1]
+    )
     objective = objective_of(made, progress=False)
     objective.backward(0)
     objective.backward(1)

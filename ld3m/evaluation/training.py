@@ -37,7 +37,7 @@ class RealImages:
         return len(self.data.train)
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        return self.data.normalise(self.data.train.batch(positions.cpu()).to(self.device))
+        return self.data.normalise(self.data.train.batch(positions.cpu(), self.device))
 
 
 def train_and_test(
@@ -207,7 +207,7 @@ def accuracy(network: nn.Module, data: Dataset) -> float:
     budget = _CHUNK_PIXELS if device.type == "cpu" else _CHUNK_PIXELS_DEVICE
     correct = 0
     for indices in torch.arange(len(data.test)).split(max(1, budget // data.resolution**2)):
-        images = data.normalise(data.test.batch(indices).to(device))
+        images = data.normalise(data.test.batch(indices, device))
         correct += int((model(images).argmax(1).cpu() == data.test.labels[indices]).sum())
     return 100 * correct / len(data.test)
 

@@ -93,7 +93,7 @@ def train_prior(
 def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
     draw = seeds.generator(config.seed, "prior", "first-stage", step)
     picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=draw)
-    images = dataset.train.batch(picks).to(first_stage.device) * 2 - 1
+    images = dataset.train.batch(picks, first_stage.device) * 2 - 1
     posterior = first_stage.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=draw).to(images.device)
     error = first_stage.decode(posterior.mean + posterior.std * noise).sample - images
@@ -107,7 +107,7 @@ def _encode_all(first_stage: nn.Module, dataset: Dataset) -> Tensor:
     parts = torch.arange(len(dataset.train)).split(256)
     first_stage.eval()
     return torch.cat(
-        [first_stage.encode(dataset.train.batch(p).to(first_stage.device) * 2 - 1).latent_dist.mean for p in parts]
+        [first_stage.encode(dataset.train.batch(p, first_stage.device) * 2 - 1).latent_dist.mean for p in parts]
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.errors import DataError
+from ld3m.footprint import Ledger
 
 
 @pytest.fixture
@@ -32,6 +33,13 @@ def test_batch_scales_to_the_unit_interval_in_the_order_asked_for(image_set, ima
     assert batch.dtype == torch.float32
     assert torch.equal((batch * 255).round().to(torch.uint8), images[[6, 0, 0]])
     assert batch.max() <= 1
+
+
+def test_batch_goes_to_a_device_as_bytes(image_set, images):
+    with Ledger() as made:
+        batch = image_set.batch([6, 0, 0], "meta")
+    assert batch.is_meta and batch.dtype == torch.float32 and batch.shape == (3, 3, 4, 4)
+    assert made.peak == 3 * 48 + 4 * 3 * 48  # bytes and floats there; floats in both places would be 8 * 3 * 48
 
 
 def test_require_per_class_names_the_smallest_class(image_set):
