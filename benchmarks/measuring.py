@@ -47,28 +47,33 @@ class _Watch(Ledger):
         return super().__torch_dispatch__(function, types, args, kwargs)
 
 
-def measure(case: dict, device: torch.device, seconds: float, runs: int) -> dict:
+def measure(case: dict, device: torch.device, seconds: float, runs: int, kept: dict[Callable, int]) -> dict:
     """Return the measured part of a row.
 
     Args:
         seconds: about how long to time the two.
         runs: of each, where the case has no number of its own.
+        kept: bytes that functions kept on the device since their first call, such as captured graphs; added to here,
+            for cases of one process that share a function.
     """
     ours, baseline, context = case["ours"], case["baseline"], case.get("context", contextlib.nullcontext)
-    started = time.perf_counter()
+    before, started = _allocated(device), time.perf_counter()
     result = ours()
     _synchronise(device)
-    first = time.perf_counter() - started
+    first, with_ours = time.perf_counter() - started, _allocated(device)
     with context():
         error = _error(case, result, baseline())
+    of_baseline = _allocated(device) - with_ours
     del result
+    kept.setdefault(ours, _allocated(device) - before - of_baseline)
+    kept.setdefault(baseline, of_baseline)
     # A mode that watches operations and compiled code exclude each other.
     with _Watch() as watch, torch.compiler.set_stance("force_eager"):
         ours()
     memory = _cuda_peak if device.type == "cuda" else _cpu_peak
-    ours_mib = memory(ours)
+    ours_mib = (memory(ours) + kept[ours]) / MIB
     with context():
-        baseline_mib = memory(baseline)
+        baseline_mib = (memory(baseline) + kept[baseline]) / MIB
     times = {"ours": [], "baseline": []}
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     least, ended = case.get("runs", runs), time.perf_counter() + seconds
@@ -86,6 +91,7 @@ def measure(case: dict, device: torch.device, seconds: float, runs: int) -> dict
         "statistic": "median of CUDA events" if device.type == "cuda" else "smallest CPU time of one thread",
         "ours_mib": ours_mib,
         "baseline_mib": baseline_mib,
+        "memory": "peak of a call, with what the first one left behind, above weights and whatever else was there",
         "runs": len(times["ours"]),
         "spread": {name: [1e3 * q for q in _quartiles(values)] for name, values in times.items()},
         "error": error,
@@ -140,20 +146,26 @@ def _cuda_clock(call: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _cpu_peak(call: Callable[[], object]) -> float:
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _cpu_peak(call: Callable[[], object]) -> int:
     """Count what operations allocate, eager ones in place of compiled ones; not what a kernel takes while it runs."""
     with Ledger() as count, torch.compiler.set_stance("force_eager"):
         call()
-    return count.peak / MIB
+    return count.peak
 
 
-def _cuda_peak(call: Callable[[], object]) -> float:
-    """Return the allocator's peak, of all that is on the device."""
+def _cuda_peak(call: Callable[[], object]) -> int:
+    """Return the allocator's peak above what is there, which is the other function's as well."""
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    there = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / MIB
+    return torch.cuda.max_memory_allocated() - there
 
 
 def _launches(call: Callable[[], object]) -> int:

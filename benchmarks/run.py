@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import chain
 from multiprocessing.connection import Connection
@@ -67,7 +67,6 @@ def main() -> None:
     device = torch.device("cuda" if options.suite == "gpu" else "cpu")
     about = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-        "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
         "versions": versions() | optional_versions(),
         "commit": commit(),
         "command": f"python -m benchmarks.run {shlex.join(sys.argv[1:])}",
@@ -117,12 +116,13 @@ def _send_rows(connection: Connection, *arguments: str) -> None:
 def module_rows(module: str, suite: str, op: str) -> Iterator[dict]:
     """Measure a module's cases in this process."""
     device = torch.device("cuda" if suite == "gpu" else "cpu")
-    with one_thread():
-        best = peaks(device)
+    kept: dict[Callable, int] = {}
+    with contextlib.nullcontext() if suite == "gpu" else one_thread():
+        best, threads = peaks(device), {"threads": torch.get_num_threads()}
         for case in cases(suite, device.type, op, module):
             row = {key: case[key] for key in ("name", "mode", "shape", "dtype", "against")}
-            row |= measure(case, device, SECONDS[suite], RUNS[suite])
-            yield row | rates(case, row, best) | best
+            row |= measure(case, device, SECONDS[suite], RUNS[suite], kept)
+            yield row | rates(case, row, best) | best | threads
 
 
 def official_rows(rows: list[dict], checkouts: dict[str, Path | None]) -> Iterator[dict]:

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
     "name", "ours", "baseline", "ratio", "unit", "against", "shape", "dtype", "mode", "device", "ours_mib",
-    "baseline_mib", "runs", "spread", "error", "versions", "commit", "command", "backend", "statistic",
+    "baseline_mib", "runs", "spread", "error", "versions", "commit", "command", "backend", "statistic", "threads",
+    "memory",
 }  # fmt: skip
 
 
@@ -25,7 +27,7 @@ def rows_of(done: subprocess.CompletedProcess, path: Path) -> dict[str, dict]:
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())
     assert all(row.keys() >= KEYS for row in rows)
-    assert all(row["ratio"] > 0 and row["ours"] > 0 for row in rows)
+    assert all(row["ratio"] > 0 and row["ours"] > 0 and row["threads"] == 1 for row in rows)
     assert len(done.stdout.strip().splitlines()) == len(rows)
     return {f"{row['name']} {row['mode']} {row['against']}": row for row in rows}
 
@@ -42,6 +44,43 @@ def test_two_ops_run_on_the_native_backend(tmp_path):
     assert {row["against"] for row in rows.values()} == {"eager", "released sampler"}
     assert {row["mode"] for row in rows.values()} == {"fwd", "fwd+bwd"}
     assert all(row["backend"] == "native" and row["error"] < 1e-5 for row in rows.values())
+
+
+def test_a_gpus_memory_is_that_of_one_side(monkeypatch):
+    """A stand-in for the allocator: ours keeps 100 bytes from its first call on and takes 7 more in each, 5 and 3."""
+    from benchmarks import measuring
+
+    held = {"weights": 50}
+    most = 0
+
+    def call(name, keeps, takes):
+        def run():
+            nonlocal most
+            held[name] = keeps
+            most = max(most, sum(held.values()) + takes)
+            return torch.ones(1)
+
+        return run
+
+    def reset():
+        nonlocal most
+        most = sum(held.values())
+
+    fakes = {
+        "memory_allocated": lambda *_: sum(held.values()),
+        "max_memory_allocated": lambda: most,
+        "reset_peak_memory_stats": reset,
+        **dict.fromkeys(("synchronize", "empty_cache"), lambda: None),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for name, fake in {"_cuda_clock": lambda run: 1.0, "_launches": lambda run: 0, "MIB": 1}.items():
+        monkeypatch.setattr(measuring, name, fake)
+    case = {"name": "x", "dtype": "float32", "against": "y", "ours": call("ours", 100, 7)}
+    kept = {}
+    for baseline in (call("first", 5, 3), call("second", 5, 3)):
+        row = measuring.measure(case | {"baseline": baseline}, torch.device("cuda"), 0, 2, kept)
+        assert (row["ours_mib"], row["baseline_mib"]) == (107, 8)
 
 
 def test_triton_runs_through_the_interpreter(tmp_path):
