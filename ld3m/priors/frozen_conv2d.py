@@ -30,8 +30,19 @@ class _FrozenConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         [weight] = ctx.saved_tensors
-        x = grad.new_empty(1).expand(ctx.shape)  # its shape alone is read
+        x = _unread_on_a_gpu(ctx.shape, grad, weight) if grad.is_cuda else grad.new_empty(1).expand(ctx.shape)
         dilation, is_transposed, output_padding, groups, wanted = (1, 1), False, (0, 0), 1, (True, False, False)
         layout = ctx.stride, ctx.padding, dilation, is_transposed, output_padding, groups
         grad, _, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *layout, wanted)
         return grad, None, None, None, None
+
+
+def _unread_on_a_gpu(shape: torch.Size, grad: Tensor, weight: Tensor) -> Tensor:
+    """Return what stands for the input, of which its shape and layout alone are read.
+
+    ATen copies the gradient into that layout before it calls cuDNN, so it has to be that of the others.
+    """
+    last = torch.channels_last
+    is_last = any(t.is_contiguous(memory_format=last) and not t.is_contiguous() for t in (grad, weight))
+    layout = last if is_last else torch.contiguous_format
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
