@@ -67,10 +67,11 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     data_name = name_of(data)
     config = stored_or_given(folder, settings, SampleConfig)
     device = usable(config.device)
+    config = replace(config, dtype=config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     prior = load_prior(
         prior or config.prior,
         device=device,
-        dtype=getattr(torch, config.dtype or "float32"),
+        dtype=getattr(torch, config.dtype),
         **({"config": config.prior_config} if config.prior_config else {}),
     )
     prior = copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did

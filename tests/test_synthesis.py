@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import ld3m
-from ld3m import storage, synthesis
+from ld3m import storage, synthesis, synthesis_preparation
 from ld3m.chain import sample
 from ld3m.errors import ConfigError, DataError, InputError
 from ld3m.runs import RunFolder
@@ -263,6 +263,22 @@ def test_resume_needs_the_stored_settings(go, whole):
 def test_overwrite_removes_the_other_runs_statistics(go, whole, tmp_path):
     go(out=tmp_path, ipc=2, seed=5)
     assert bytes_of(go(out=tmp_path, ipc=2, overwrite=True).path) == bytes_of(whole)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
+def test_weights_are_coarser_on_a_gpu(device, dtype, coloured, tiny_prior, tmp_path, monkeypatch):
+    asked = []
+
+    def load(_source, *, device, dtype):
+        asked.append((device.type, dtype))
+        return tiny_prior
+
+    monkeypatch.setattr(synthesis_preparation, "usable", lambda _name: torch.device(device))
+    monkeypatch.setattr(synthesis_preparation, "load_prior", load)
+    folder = RunFolder(tmp_path, resume=False, overwrite=False)
+    job = synthesis_preparation.prepare_sampling(coloured, {"class_ids": (0, 1, 2), "evaluate": "none"}, folder)
+    assert asked == [(device, getattr(torch, dtype))]
+    assert job.config.dtype == dtype
 
 
 _SLOW = """

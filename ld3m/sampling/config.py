@@ -50,7 +50,7 @@ class SampleConfig:
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
     dtype: str | None = None
-    """Precision of the prior's weights: "float32", "bfloat16", "float64"."""
+    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
     seed: int = 0
     """Everything random follows from it."""
     holdout: float | None = None
@@ -100,7 +100,7 @@ def resolve(config: SampleConfig, native_resolution: int) -> SampleConfig:
     """Fill what is left to the resolution; `real_images` stays None where all are used."""
     resolution = config.resolution or native_resolution
     is_small = resolution < 128
-    filled = {"resolution": resolution, "dtype": "float32", "evaluate": "quick" if is_small else "glad-hard"}
+    filled = {"resolution": resolution, "evaluate": "quick" if is_small else "glad-hard"}
     if is_small:
         filled["real_images"] = max(_REAL_IMAGES, config.ipc)
     return replace(config, **{key: value for key, value in filled.items() if getattr(config, key) is None})
