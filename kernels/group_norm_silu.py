@@ -51,8 +51,10 @@ def _tile(sample, first, last, channels, present, P, C, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def _silu(u):
-    return u * tl.sigmoid(u)
+def _activated(u, SILU: tl.constexpr):
+    if SILU:
+        u = u * tl.sigmoid(u)
+    return u
 
 
 @triton.jit
@@ -75,6 +77,7 @@ def _statistics(mean, rstd, sample, group, C, CG: tl.constexpr, GROUPS: tl.const
 def group_norm_silu_fwd_kernel(
     x, weight, bias, y, mean, rstd, P, C, eps,
     CG: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     sample, group, channels, present = _columns(C, CG, GROUPS, BLOCK_C)
     base, at, mask = _tile(sample, 0, P, channels, present, P, C, BLOCK_P)
@@ -86,7 +89,7 @@ def group_norm_silu_fwd_kernel(
     r = 1 / tl.sqrt_rn(variance + eps)
     scale = _by_channel(r, GROUPS, CG, BLOCK_C) * tl.load(weight + channels, mask=present, other=0.0).to(tl.float32)
     shift = tl.load(bias + channels, mask=present, other=0.0).to(tl.float32)
-    out = _silu(centred * scale[None, :] + shift[None, :])
+    out = _activated(centred * scale[None, :] + shift[None, :], SILU)
     tl.store(y + base + at, out.to(y.dtype.element_ty), mask=mask)
     groups = group + tl.arange(0, GROUPS)
     where = sample.to(tl.int64) * (C // CG) + groups
@@ -128,6 +131,7 @@ def group_norm_silu_moments_kernel(
 def group_norm_silu_apply_kernel(
     x, weight, bias, means, squares, y, mean, rstd, P, C, chunk, eps,
     CG: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     sample, group, channels, present = _columns(C, CG, GROUPS, BLOCK_C)
     groups = group + tl.arange(0, GROUPS)
@@ -153,30 +157,33 @@ def group_norm_silu_apply_kernel(
     for start in range(first, last, BLOCK_P):
         base, at, mask = _tile(sample, start, last, channels, present, P, C, BLOCK_P)
         values = tl.load(x + base + at, mask=mask, other=0.0).to(tl.float32)
-        out = _silu((values - centre[None, :]) * scale[None, :] + shift[None, :])
+        out = _activated((values - centre[None, :]) * scale[None, :] + shift[None, :], SILU)
         tl.store(y + base + at, out.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _slopes(grad, x, base, at, mask, m, r, w, shift):
+def _slopes(grad, x, base, at, mask, m, r, w, shift, SILU: tl.constexpr):
     """Load a tile; return the normalised input and the gradient in it."""
     values = tl.load(x + base + at, mask=mask, other=0.0).to(tl.float32)
     normal = tl.where(mask, (values - m[None, :]) * r[None, :], 0.0)
-    slope = _silu_slope(normal * w[None, :] + shift[None, :]) * w[None, :]
-    return normal, tl.load(grad + base + at, mask=mask, other=0.0).to(tl.float32) * slope
+    d = tl.load(grad + base + at, mask=mask, other=0.0).to(tl.float32) * w[None, :]
+    if SILU:
+        d *= _silu_slope(normal * w[None, :] + shift[None, :])
+    return normal, d
 
 
 @triton.jit
 def group_norm_silu_bwd_kernel(
     grad, x, weight, bias, mean, rstd, dx, P, C,
     CG: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     sample, group, channels, present = _columns(C, CG, GROUPS, BLOCK_C)
     m, r = _statistics(mean, rstd, sample, group, C, CG, GROUPS, BLOCK_C)
     w = tl.load(weight + channels, mask=present, other=0.0).to(tl.float32)
     shift = tl.load(bias + channels, mask=present, other=0.0).to(tl.float32)
     base, at, mask = _tile(sample, 0, P, channels, present, P, C, BLOCK_P)
-    normal, d = _slopes(grad, x, base, at, mask, m, r, w, shift)
+    normal, d = _slopes(grad, x, base, at, mask, m, r, w, shift, SILU)
     along = _by_group(tl.sum(d, axis=0), GROUPS, CG, BLOCK_C) / (P * CG)
     stretch = _by_group(tl.sum(d * normal, axis=0), GROUPS, CG, BLOCK_C) / (P * CG)
     d -= _by_channel(along, GROUPS, CG, BLOCK_C)[None, :]
@@ -188,6 +195,7 @@ def group_norm_silu_bwd_kernel(
 def group_norm_silu_bwd_sums_kernel(
     grad, x, weight, bias, mean, rstd, alongs, stretches, P, C, chunk,
     CG: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     """Leave each chunk's sums of the gradient in the normalised input, alone and times that input, (B, S, G)."""
     sample, group, channels, present = _columns(C, CG, GROUPS, BLOCK_C)
@@ -200,7 +208,7 @@ def group_norm_silu_bwd_sums_kernel(
     stretch = tl.zeros([BLOCK_C], tl.float32)
     for start in range(first, last, BLOCK_P):
         base, at, mask = _tile(sample, start, last, channels, present, P, C, BLOCK_P)
-        normal, d = _slopes(grad, x, base, at, mask, m, r, w, shift)
+        normal, d = _slopes(grad, x, base, at, mask, m, r, w, shift, SILU)
         along += tl.sum(d, axis=0)
         stretch += tl.sum(d * normal, axis=0)
     groups = group + tl.arange(0, GROUPS)
@@ -213,6 +221,7 @@ def group_norm_silu_bwd_sums_kernel(
 def group_norm_silu_bwd_apply_kernel(
     grad, x, weight, bias, mean, rstd, alongs, stretches, dx, P, C, chunk,
     CG: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     sample, group, channels, present = _columns(C, CG, GROUPS, BLOCK_C)
     m, r = _statistics(mean, rstd, sample, group, C, CG, GROUPS, BLOCK_C)
@@ -230,13 +239,13 @@ def group_norm_silu_bwd_apply_kernel(
     last = tl.minimum(first + chunk, P)
     for start in range(first, last, BLOCK_P):
         base, at, mask = _tile(sample, start, last, channels, present, P, C, BLOCK_P)
-        normal, d = _slopes(grad, x, base, at, mask, m, r, w, shift)
+        normal, d = _slopes(grad, x, base, at, mask, m, r, w, shift, SILU)
         d = (d - along[None, :] - normal * stretch[None, :]) * r[None, :]
         tl.store(dx + base + at, d.to(dx.dtype.element_ty), mask=mask)
 
 
 def group_norm_silu_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y like x, and mean and 1/std (B, groups) in float32; x is channels_last."""
     y = torch.empty_like(x)
@@ -246,23 +255,25 @@ def group_norm_silu_fwd(
     split, grid, sizes, constants = plan(x, groups, WHOLE_FORWARD)
     with torch.cuda.device_of(x):
         if not split:
-            group_norm_silu_fwd_kernel[grid](x, weight, bias, y, mean, rstd, *sizes, eps, **constants)
+            group_norm_silu_fwd_kernel[grid](x, weight, bias, y, mean, rstd, *sizes, eps, **constants, SILU=silu)
             return y, mean, rstd
         means, squares = x.new_empty(2, len(x), grid[1], groups, dtype=torch.float32)
         group_norm_silu_moments_kernel[grid](x, means, squares, *sizes, **constants)
         constants["CHUNKS"] = triton.next_power_of_2(grid[1])
+        constants["SILU"] = silu
         group_norm_silu_apply_kernel[grid](x, weight, bias, means, squares, y, mean, rstd, *sizes, eps, **constants)
     return y, mean, rstd
 
 
 def group_norm_silu_bwd(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
 ) -> Tensor:
     """Return the gradient in x, like x; grad is channels_last too."""
     dx = torch.empty_like(x)
     if x.numel() == 0:
         return dx
     split, grid, sizes, constants = plan(x, groups, WHOLE_BACKWARD)
+    constants["SILU"] = silu
     saved = (grad, x, weight, bias, mean, rstd)
     with torch.cuda.device_of(x):
         if not split:

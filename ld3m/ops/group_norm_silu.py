@@ -1,7 +1,8 @@
-"""Group normalisation and SiLU in one pass, for frozen networks: a gradient in the input only.
+"""Group normalisation, with SiLU in one pass or alone, for frozen networks: a gradient in the input only.
 
 With n = (x - mean) / std over a group, u = weight * n + bias, y = u * sigmoid(u) and d = weight * silu'(u) * dy:
-dx = (d - mean(d) - n * mean(d * n)) / std. Only x, mean and 1 / std are kept; n and u are computed again.
+dx = (d - mean(d) - n * mean(d * n)) / std. Only x, mean and 1 / std are kept; n and u are computed again. Without SiLU
+y = u and d = weight * dy.
 """
 
 import torch
@@ -14,9 +15,12 @@ from ld3m.ops.backends import choose, missing
 LAST = torch.channels_last
 
 
-def group_norm_silu_reference(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def group_norm_silu_reference(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, silu: bool = True
+) -> Tensor:
     """Eager definition that every backend is tested against."""
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+    normed = F.group_norm(x, groups, weight, bias, eps)
+    return F.silu(normed) if silu else normed
 
 
 def supports(backend: str, x: Tensor, weight: Tensor, bias: Tensor) -> str:
@@ -27,7 +31,14 @@ def supports(backend: str, x: Tensor, weight: Tensor, bias: Tensor) -> str:
 
 
 def group_norm_silu(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str = "auto"
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    silu: bool = True,
+    backend: str = "auto",
 ) -> Tensor:
     """Normalise each sample's groups of channels, scale and shift by channel, and apply SiLU.
 
@@ -37,6 +48,7 @@ def group_norm_silu(
         x: (B, C, H, W).
         groups: divides C.
         weight, bias: (C,), frozen, of the dtype of x.
+        silu: False leaves SiLU out. ATen's own normalisation has no channels_last on a GPU.
         backend: "auto", "triton" or "eager".
 
     Returns:
@@ -45,7 +57,7 @@ def group_norm_silu(
     _check(x, groups, weight, bias)
     x, weight, bias = x.contiguous(memory_format=LAST), weight.contiguous(), bias.contiguous()
     chosen = choose(backend, supports, x, weight, bias)
-    return _group_norm_silu(x, weight, bias, groups, eps, chosen)[0]
+    return _group_norm_silu(x, weight, bias, groups, eps, silu, chosen)[0]
 
 
 def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
@@ -69,19 +81,19 @@ def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
 
 @torch.library.custom_op("ld3m::group_norm_silu", mutates_args=())
 def _group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, backend: str
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and mean and 1 / std (B, groups), in float32 or better."""
     if backend == "triton":
         from ld3m.kernels.group_norm_silu import group_norm_silu_fwd  # Triton may be absent
 
-        return group_norm_silu_fwd(x, weight, bias, groups, eps)
+        return group_norm_silu_fwd(x, weight, bias, groups, eps, silu)
     out, mean, rstd = torch.native_group_norm(_as_aten_takes(x), weight, bias, *_sizes(x), groups, eps)
-    return _strided_like(F.silu(out), x), _precise(mean), _precise(rstd)
+    return _strided_like(F.silu(out) if silu else out, x), _precise(mean), _precise(rstd)
 
 
 @_group_norm_silu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, backend: str):
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, backend: str):
     statistics = x.new_empty(len(x), groups, dtype=torch.promote_types(x.dtype, torch.float32))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
@@ -96,27 +108,28 @@ def _group_norm_silu_bwd(
     rstd: Tensor,
     groups: int,
     eps: float,
+    silu: bool,
     backend: str,
 ) -> Tensor:
     if backend == "triton":
         from ld3m.kernels.group_norm_silu import group_norm_silu_bwd
 
-        return group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, groups)
+        return group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, groups, silu)
     strided_like, x, grad = x, _as_aten_takes(x), _as_aten_takes(grad)
     if x.dtype.itemsize < 4:  # eager statistics are as coarse as x
         u, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
-    else:
+    elif silu:
         scale = rstd.repeat_interleave(x.shape[1] // groups, 1) * weight  # (B, groups) -> (B, C)
         shift = bias - mean.repeat_interleave(x.shape[1] // groups, 1) * scale
         u = torch.addcmul(shift[..., None, None], x, scale[..., None, None])
-    d = torch.ops.aten.silu_backward(grad, u)
+    d = torch.ops.aten.silu_backward(grad, u) if silu else grad
     wanted = [True, False, False]
     dx, _, _ = torch.ops.aten.native_group_norm_backward(d, x, mean, rstd, weight, *_sizes(x), groups, wanted)
     return _strided_like(dx, strided_like)
 
 
 @_group_norm_silu_bwd.register_fake
-def _(grad, x, weight, bias, mean, rstd, groups, eps, backend) -> Tensor:
+def _(grad, x, weight, bias, mean, rstd, groups, eps, silu, backend) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -144,7 +157,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor, d_mean: Tensor, d_rstd: Tensor):  # mean and 1 / std never leave this file
     grad = grad.contiguous(memory_format=LAST)
-    return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+    return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
 
 
 def _refuse(ctx, *grads: Tensor):

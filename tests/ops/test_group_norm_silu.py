@@ -56,13 +56,14 @@ def precise(x, groups, weight, bias, cotangent):
     return x.detach().double().requires_grad_(), groups, weight.double(), bias.double(), cotangent.double()
 
 
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "alone"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_as_good_as_eager(shape, dtype, backend, make, assert_as_good_as_eager):
+def test_as_good_as_eager(shape, dtype, silu, backend, make, assert_as_good_as_eager):
     inputs = make(*SHAPES[shape], dtype)
-    got = both(group_norm_silu, *inputs, backend=backend)
-    eager = both(group_norm_silu_reference, *inputs)
-    exact = both(group_norm_silu_reference, *precise(*inputs))
+    got = both(group_norm_silu, *inputs, silu=silu, backend=backend)
+    eager = both(group_norm_silu_reference, *inputs, silu=silu)
+    exact = both(group_norm_silu_reference, *precise(*inputs), silu=silu)
     floor = 2**-8 if INTERPRET and dtype == torch.bfloat16 else 1e-6  # the interpreter cuts bfloat16 off
     for result in zip(got, eager, exact, strict=True):
         assert_as_good_as_eager(*result, floor)
@@ -120,10 +121,11 @@ def test_eager_gives_channels_last_where_aten_takes_none(dtype, make, monkeypatc
     assert all(t.stride() == x.stride() for t in got)
 
 
+@pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("function", [group_norm_silu_reference, group_norm_silu])
-def test_gradient(function, make):
+def test_gradient(function, silu, make):
     x, groups, weight, bias, _ = make((2, 4, 3, 2), 2, torch.float64)
-    assert torch.autograd.gradcheck(lambda x: function(x, groups, weight, bias), x)
+    assert torch.autograd.gradcheck(lambda x: function(x, groups, weight, bias, silu=silu), x)
 
 
 def test_same_result_twice(backend, make):
@@ -141,9 +143,10 @@ def test_keeps_only_its_input_and_statistics(backend, make):
     assert sorted(t.numel() for t in kept) == sorted([x.numel(), 6, 6, 2 * groups, 2 * groups])
 
 
-def test_opcheck(backend, make):
+@pytest.mark.parametrize("silu", [True, False])
+def test_opcheck(silu, backend, make):
     for x, groups, weight, bias, _ in (make(), make((2, 6, 1, 1))):
-        torch.library.opcheck(_group_norm_silu, (x, weight, bias, groups, 1e-5, backend))
+        torch.library.opcheck(_group_norm_silu, (x, weight, bias, groups, 1e-5, silu, backend))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -234,8 +237,9 @@ def test_plan(samples, channels, side, is_split):
 
 
 @pytest.mark.skipif(not HAS_TRITON or INTERPRET, reason="compiled in the run without the interpreter")
+@pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("capability", [80, 90])
-def test_compiles_to_machine_code(capability):
+def test_compiles_to_machine_code(capability, silu):
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -246,7 +250,9 @@ def test_compiles_to_machine_code(capability):
     found = 0
     for name in [name for name in vars(kernels) if name.endswith("_kernel")]:
         kernel, found = getattr(kernels, name), found + 1
-        constants = {key: value for key, value in {**sizes, "CHUNKS": 16}.items() if key in kernel.arg_names}
+        constants = {
+            key: value for key, value in {**sizes, "CHUNKS": 16, "SILU": silu}.items() if key in kernel.arg_names
+        }
         halves, integers = {"x", "weight", "bias", "y", "grad", "dx"}, {"P": "i32", "C": "i32", "chunk": "i32"}
         kinds = {**dict.fromkeys(halves, "*bf16"), **integers, "eps": "fp32", **dict.fromkeys(constants, "constexpr")}
         signature = {key: kinds.get(key, "*fp32") for key in kernel.arg_names}

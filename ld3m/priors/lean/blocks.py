@@ -34,10 +34,13 @@ class Blocks:
         convolve = frozen_conv2d if self.keep_less else F.conv2d
         return convolve(x, layer.weight, bias, layer.stride, layer.padding)
 
-    def norm_silu(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    def norm(self, norm: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
         if self.fused_norm:
-            return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        return F.silu(norm(x))
+            return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
+        return F.silu(norm(x)) if silu else norm(x)
+
+    def norm_silu(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        return self.norm(norm, x, silu=True)
 
     def resnet(self, block: nn.Module, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """Run a residual block (B, C, h, w) -> (B, C', h, w).
@@ -51,7 +54,7 @@ class Blocks:
 
     def self_attention(self, block: nn.Module, x: Tensor) -> Tensor:
         """Run an attention between positions, with its own norm and residual, on (B, C, h, w)."""
-        h = block.group_norm(x).flatten(2).mT  # (B, C, h, w) -> (B, h·w, C)
+        h = self.norm(block.group_norm, x).flatten(2).mT  # (B, C, h, w) -> (B, h·w, C)
         h = self._attention(block, h, h).mT.unflatten(2, x.shape[2:])  # -> (B, C, h, w)
         return x + h
 
@@ -62,7 +65,7 @@ class Blocks:
             contexts: per transformer block, the vector (B, C) that its cross-attention over one token adds
                 everywhere, or the tokens (B, tokens, dim) themselves.
         """
-        h = block.norm(x).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
+        h = self.norm(block.norm, x).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
         h = _pointwise(block.proj_in, h).flatten(1, 2)  # -> (B, h·w, C)
         for inner, context in zip(block.transformer_blocks, contexts, strict=True):
             normed = inner.norm1(h)

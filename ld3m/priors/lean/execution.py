@@ -17,7 +17,7 @@ class Execution:
         single_token: cross-attention over one token as one vector per sample, computed once a chain.
         time_table: time embedding and projections of all timesteps, tabulated once.
         keep_less: convolutions and GEGLU keep nothing, or their input alone, for the backward pass.
-        fused_norm: GroupNorm and SiLU as the one op `ld3m.ops.group_norm_silu`, which keeps its input alone.
+        fused_norm: GroupNorm, with SiLU or alone, as the op `ld3m.ops.group_norm_silu`, which keeps its input alone.
         channels_last: weights and activations in that memory format.
         compile: torch.compile of the residual and transformer blocks, one by one.
         cuda_graphs: calls of the denoiser and their vector-Jacobian products replayed as CUDA graphs.
