@@ -48,6 +48,7 @@ class Costs:
         synthetic: the network on synthetic images, by the classes in flight.
         gradients: of the network on a class's real images, where these are matched.
         cuts_real_batch: whether the real images may go through the network in chunks.
+        is_graphed: whether evaluations are CUDA graphs, whose memory stays theirs.
     """
 
     resident: int
@@ -62,6 +63,7 @@ class Costs:
     synthetic: Line
     gradients: int
     cuts_real_batch: bool
+    is_graphed: bool = False
 
     def saved_only(self) -> "Costs":
         """Return the part of the costs that autograd keeps of chain and decoder."""
@@ -84,7 +86,8 @@ def count_costs(
     student_steps: int,
 ) -> Costs:
     """Count on the prior's device. Arguments as of `plan_memory`."""
-    if prior.lean.graphs is not None:  # a replay has its activations already, and its operations are not seen
+    is_graphed = prior.lean.graphs is not None
+    if is_graphed:  # a replay has its activations already, and its operations are not seen
         prior = copy.copy(prior).streamline(replace(prior.lean.execution, cuda_graphs=False))
     device, shape = prior.device, (1, prior.latent_channels, latent_size, latent_size)
     latents, conditioning = torch.zeros(shape, device=device, requires_grad=True), None
@@ -120,6 +123,7 @@ def count_costs(
         synthetic=synthetic,
         gradients=size_of(matched) if algorithm == "dc" else 0,
         cuts_real_batch=algorithm != "mtt" and not sees_whole_batches(matched),
+        is_graphed=is_graphed,
     )
 
 

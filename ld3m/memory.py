@@ -10,9 +10,10 @@ states of its steps and H what the decoder keeps, the most that is held is the l
     the chain, backward, kept     K + S + one micro-batch's gradients
     ... and recomputed            S + one micro-batch, forward and backward
 
-on top of what is always there. `costs` counts each of them on a few images; they grow with the number of images. The
-network meets the synthetic images of all classes in flight at once, the real ones in chunks: of one class in gradient
-matching, whose gradient then stays until all are matched. What is compiled is counted as if it ran eager.
+on top of what is always there. As CUDA graphs, all evaluations that are kept, and one micro-batch that is not, hold
+throughout what they take in their backward pass. `costs` counts each part on a few images; they grow with the number of
+images. The network meets the synthetic images of all classes in flight at once, the real ones in chunks: of one class
+in gradient matching, whose gradient then stays until all are matched. What is compiled is counted as if it ran eager.
 """
 
 import math
@@ -320,13 +321,17 @@ def _peak(costs: Costs, work: Workload, plan: Plan) -> int:
     phases, kept, num_evaluations = [], 0, work.steps * images
     if work.steps:
         num_kept = round(plan.retain * num_evaluations)
+        passing = min(plan.micro_batch, num_evaluations - num_kept)
         kept, block = num_kept * chain.held, min(plan.micro_batch, num_kept)
         phases += [
             images * costs.quantising,
             kept + max(plan.micro_batch * costs.chain_free, block * (chain.forward - chain.held)),
             kept + block * (chain.peak - chain.held),
-            min(plan.micro_batch, num_evaluations - num_kept) * chain.peak,
+            passing * chain.peak,
         ]
+        if costs.is_graphed:
+            kept = (num_kept + passing) * chain.peak
+            phases += [kept]
     if plan.decoder_batch is None:
         decoded = images * decoding.held
         phases += [kept + images * decoding.peak]

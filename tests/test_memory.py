@@ -15,7 +15,7 @@ from ld3m import memory
 from ld3m.costs import Costs, Line
 from ld3m.errors import ConfigError
 from ld3m.footprint import Ledger, Pass
-from ld3m.memory import Planner, Workload, is_out_of_memory, parse_bytes, plan_memory
+from ld3m.memory import Plan, Planner, Workload, is_out_of_memory, parse_bytes, plan_memory
 from ld3m.preparation import objective_of, prepare
 from ld3m.spaces import ChainSettings, LatentSpace
 
@@ -78,10 +78,12 @@ WORKS = st.builds(
     algorithm=st.sampled_from(("dc", "dm", "mtt")),
 )
 
+RETAIN = st.sampled_from((None, 0.0, 0.4, 1.0))
 
-@given(WORKS, st.integers(1, 10**5), st.integers(1, 10**5), st.booleans(), st.sampled_from((None, 0.0, 0.4, 1.0)))
-def test_a_plan_fits_and_a_larger_budget_has_a_peak_no_lower(work, first, second, can_cut, retain):
-    planning = planner(replace(COSTS, cuts_real_batch=can_cut), retain, **work)
+
+@given(WORKS, st.integers(1, 10**5), st.integers(1, 10**5), st.booleans(), st.booleans(), RETAIN)
+def test_a_plan_fits_and_a_larger_budget_has_a_peak_no_lower(work, first, second, can_cut, is_graphed, retain):
+    planning = planner(replace(COSTS, cuts_real_batch=can_cut, is_graphed=is_graphed), retain, **work)
     needed, plans = planning.smallest.peak_bytes, []
     for budget in sorted((first, second)):
         if budget < needed:
@@ -326,6 +328,18 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
     with Ledger() as ledger:
         objective.backward(1)
     assert plan.peak_bytes - plan.planner.costs.resident == pytest.approx(ledger.peak, rel=0.1)
+
+
+def test_graphs_hold_what_their_evaluations_take_throughout():
+    """All of two steps of two images kept in graphs, where eager evaluations leave what their backward pass took."""
+    work = Workload(steps=2, ipc=1, num_classes=2, real_batch=1, algorithm="dm")
+    plans = {}
+    for is_graphed in (False, True):
+        planning = Planner(replace(COSTS, is_graphed=is_graphed), work)
+        plans[is_graphed] = planning._rated(Plan(1.0, 2, 2, None, None)), planning._rated(Plan(0.0, 2, 2, None, None))
+    kept, recomputed = ((graphed.peak_bytes - eager.peak_bytes) for eager, graphed in zip(*plans.values(), strict=True))
+    assert kept == 4 * (COSTS.chain.peak - COSTS.chain.held)
+    assert recomputed == 2 * COSTS.chain.peak
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
