@@ -194,7 +194,7 @@ def _provenance(job: SampleJob, label: int, num_images: int) -> dict[str, str]:
 def _latents(job: SampleJob, positions: Tensor) -> Iterator[Tensor]:
     """Encode the images, some at a time."""
     for part in positions.split(job.config.micro_batch):
-        yield job.prior.encode(job.dataset.train.batch(part).to(job.device) * 2 - 1)
+        yield job.prior.encode(job.dataset.train.batch(part, job.device) * 2 - 1)
 
 
 def _draw_grid(path: Path, result: Result) -> None:
