@@ -119,8 +119,8 @@ def _over(by_network: dict[str, list[float]], networks: tuple[str, ...]) -> str:
 STEADY = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5")
 SELECTORS = (
     "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11 and ResNet18 at half width, ±\n"
-    "standard error over five trainings on one set each (by network, and with AlexNet, whose trainings differ by tens of\n"
-    "points, in [benchmarks/results](benchmarks/results); `python benchmarks/compare.py selectors ipc=1 --networks ...`;\n"
+    "standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 --networks ...`;\n"
+    "by network, and with AlexNet, whose trainings differ by tens of points, in [benchmarks/results](benchmarks/results);\n"
     "soft labels are those of a ConvNet trained on the real images):"
 )
 MAIN_JOB = (
