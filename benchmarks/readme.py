@@ -118,9 +118,9 @@ def _over(by_network: dict[str, list[float]], networks: tuple[str, ...]) -> str:
 # Networks whose trainings by `quick` all leave the plateau they start on; of AlexNet's, at ten images a class, half do.
 STEADY = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5")
 SELECTORS = (
-    "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11 and ResNet18 at half width, ±\n"
-    "standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 --networks ...`;\n"
-    "by network, and with AlexNet, whose trainings differ by tens of points, in [benchmarks/results](benchmarks/results);\n"
+    "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11 and ResNet18 at half width,\n"
+    "± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`; by\n"
+    "network, and with AlexNet, whose trainings differ by tens of points, in [benchmarks/results](benchmarks/results);\n"
     "soft labels are those of a ConvNet trained on the real images):"
 )
 MAIN_JOB = (
