@@ -115,13 +115,12 @@ def _over(by_network: dict[str, list[float]], networks: tuple[str, ...]) -> str:
     return f"{fmean(means):.1f} ± {stdev(means) / len(means) ** 0.5:.1f}"
 
 
-# Networks whose trainings by `quick` all leave the plateau they start on; of AlexNet's, at ten images a class, half do.
+# AlexNet, in the tables by network, had half of its epochs when most of these were measured (see NOTES).
 STEADY = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5")
 SELECTORS = (
     "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11 and ResNet18 at half width,\n"
     "± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`; by\n"
-    "network, and with AlexNet, whose trainings differ by tens of points, in\n"
-    "[benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained on the real images):"
+    "network, with AlexNet, in [benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained on the real images):"
 )
 MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"

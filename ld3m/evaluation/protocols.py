@@ -193,7 +193,7 @@ _QUICK = Protocol(
     recipes={
         network: Recipe(rate, epochs, _GLAD_DECAY ** (_GLAD_EPOCHS / epochs))
         for network, rate, epochs in (
-            ("AlexNet", 0.01, 150),
+            ("AlexNet", 0.01, 300),
             ("VGG11", 0.002, 60),
             ("ResNet18", 0.01, 60),
             ("ViT", 0.03, 150),

@@ -59,7 +59,7 @@ def test_json_round_trip_and_facts(report):
     }  # fmt: skip
     assert about["data"]["test_images"] == 90
     assert about["data"]["images_per_class"] == 1
-    assert report.protocol["deviations"][-1] == "30 epochs instead of 60 / 150"
+    assert report.protocol["deviations"][-1] == "30 epochs instead of 60 / 150 / 300"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
