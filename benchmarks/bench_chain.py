@@ -1,6 +1,6 @@
 """The chain, forward and backward, against the scheme of the released code: time, and memory over the steps.
 
-    pytest benchmarks/bench_chain.py --no-cov -s
+    pytest benchmarks/bench_chain.py -s
 
 Times are process CPU times of one thread, the smallest of interleaved runs, so that other load on the machine does not
 count. Memory is counted in bytes that autograd holds, and as the peak resident size of a process of its own.
@@ -131,7 +131,7 @@ def note(name: str, figures: dict[str, object]) -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     content |= {
-        "command": "pytest benchmarks/bench_chain.py --no-cov -s",
+        "command": "pytest benchmarks/bench_chain.py -s",
         "setting": f"random:builtin, {IMAGES} images, T = 10, guidance {GUIDANCE}, float32, one thread",
         "machine": cpu,
         "torch": torch.__version__,

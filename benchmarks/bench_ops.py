@@ -1,6 +1,6 @@
 """Every op and its baseline under pytest-benchmark.
 
-    pytest benchmarks/bench_ops.py --no-cov
+    pytest benchmarks/bench_ops.py
 
 The CPU's shapes with one thread, or the GPU's where there is one. `python -m benchmarks.run` compares the two.
 """

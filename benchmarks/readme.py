@@ -120,7 +120,8 @@ STEADY = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5")
 SELECTORS = (
     "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11 and ResNet18 at half width,\n"
     "± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`; by\n"
-    "network, with AlexNet, in [benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained on the real images):"
+    "network, with AlexNet, in [benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained\n"
+    "on the real images):"
 )
 MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
