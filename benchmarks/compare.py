@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
-import torch
 import yaml
 
 import ld3m
+from ld3m.devices import usable
 from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
 from ld3m.evaluation.progress import Progress
@@ -87,7 +87,7 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
     result, dataset, _ = open_subject(out, arguments.data)
     teacher = load_teacher(arguments.teacher) if arguments.teacher else None
     protocol = find(arguments.protocol).with_labels("soft" if teacher else None)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(None)
     comparison = Comparison(result, dataset, protocol, (network,), arguments.repeats, 0, device, teacher, (), 20)
     comparison.add_baselines(baselines)
     finished = Progress(out, comparison.key())

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
+from benchmarks.iteration import gradients
 from ld3m import matching
 from ld3m.objectives import ClassMatching
 from ld3m.preparation import Job, objective_of, prepare
@@ -32,8 +32,8 @@ def cases(suite: str, device: str) -> Iterator[dict]:
         "shape": tuple(now.space.parameters["latents"].shape),
         "dtype": "float32",
         "against": "without kernels",
-        "ours": lambda: gradients(now, objective),
-        "baseline": lambda: gradients(before, before_objective),
+        "ours": lambda: gradients(now, lambda: objective.backward(0)),
+        "baseline": lambda: gradients(before, lambda: before_objective.backward(0)),
         "context": without_kernels,
         "tolerance": 2e-2,  # as in `dc_loss`
         "runs": 5 if suite == "cpu" else 1,
@@ -42,15 +42,6 @@ def cases(suite: str, device: str) -> Iterator[dict]:
 
 def _job(settings: dict[str, object]) -> Job:
     return prepare("builtin", {"evaluate": "none", **settings}, out=None, resume=False, overwrite=False)
-
-
-def gradients(job: Job, objective: ClassMatching) -> list[Tensor]:
-    """Run iteration 0 and return the gradient of each parameter."""
-    parameters = [p for p in job.space.parameters.values() if p.requires_grad]
-    for parameter in parameters:
-        parameter.grad = None
-    objective.backward(0)
-    return [parameter.grad for parameter in parameters]
 
 
 @contextlib.contextmanager

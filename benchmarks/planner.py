@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import ld3m
+from ld3m.devices import default_device
 from ld3m.memory import Plan, plan_memory
 from ld3m.preparation import objective_of, prepare
 from ld3m.spaces import ChainSettings, LatentSpace
@@ -165,7 +166,7 @@ def _row(name: str, predicted: int, counted: int, plan: Plan) -> dict[str, objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=PEAK)
+    parser.add_argument("--device", default=default_device(), choices=PEAK)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = [*saved_rows(), *peak_rows(options.device)]

@@ -13,7 +13,6 @@ from types import UnionType
 
 import yaml
 
-from ld3m.chain.schedule import INJECTIONS, SCHEDULES
 from ld3m.errors import ConfigError
 
 ALGORITHMS = ("dc", "dm", "mtt")
@@ -130,8 +129,6 @@ class DistillConfig:
         one_of(self.algorithm, "algorithm", ALGORITHMS)
         one_of(self.space, "space", SPACES)
         one_of(self.metric, "metric", METRICS)
-        one_of(self.injection, "injection", INJECTIONS)
-        one_of(self.schedule, "schedule", tuple(SCHEDULES))
         one_of(self.noise, "noise", ("fresh", "fixed"))
         one_of(self.unroll, "unroll", ("exact", "tesla"))
         one_of(self.init_conditioning, "init_conditioning", ("class", "normal", "null"))

@@ -2,9 +2,8 @@
 
 import torch
 
+from ld3m.config import DTYPES
 from ld3m.errors import ConfigError
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float64)}
 
 
 def default_device() -> str:
@@ -24,7 +23,9 @@ def usable(device: torch.device | str | None) -> torch.device:
 
 def precision(dtype: torch.dtype | str) -> torch.dtype:
     """Return the floating-point dtype, which may be given by its name; raise for what weights cannot have."""
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    found = dtype
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype) if dtype in DTYPES else None
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
-        raise ConfigError(f"dtype is one of {', '.join(_DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
+        raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
     return found

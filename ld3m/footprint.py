@@ -47,8 +47,6 @@ class Ledger(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self._alive:
                 self._add(tensor.untyped_storage())
-        if function is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.now + _reordered(*args[:2], result))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -61,6 +59,16 @@ class Ledger(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.now -= size
+
+
+class CpuLedger(Ledger):
+    """The same, with what a CPU's kernels take for themselves, as far as it is large."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        if function is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.now + _reordered(*args[:2], result))
+        return result
 
 
 class CudaLedger:
@@ -142,6 +150,6 @@ def _reordered(images: Tensor, weight: Tensor, result: Tensor) -> int:
 def _ledger(work: Callable[[], object], device: torch.device) -> Ledger | CudaLedger:
     """Return what counts `work`, all of it: backward passes have a thread, and so workspaces, of their own."""
     if device.type != "cuda":
-        return Ledger()
+        return CpuLedger()
     work()  # makes what the first time on a GPU leaves behind, such as workspaces
     return CudaLedger(device)

@@ -192,11 +192,8 @@ def plan_memory(
         least = 0 if name == "steps" else 1
         if count < least:
             raise ConfigError(f"{name} is a whole number, at least {least}; got {count!r}")
-    if latent_size is None and resolution % prior.downsample:
-        raise ConfigError(
-            f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
-            f"{resolution}"
-        )
+    if latent_size is None:
+        prior.require_resolution(resolution)
     costs = count_costs(
         prior,
         resolution=resolution,

@@ -11,7 +11,7 @@ import torch
 from ld3m import config as configuration
 from ld3m import data as data_room
 from ld3m import networks
-from ld3m.chain import chain_table
+from ld3m.chain.schedule import INJECTIONS, SCHEDULES
 from ld3m.config import Config, DistillConfig
 from ld3m.data import Dataset
 from ld3m.devices import usable
@@ -153,12 +153,13 @@ def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
     """Refuse what can be refused before any data is read."""
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
     check_protocol(config.evaluate, config.resolution)
+    configuration.one_of(config.injection, "injection", INJECTIONS)
+    configuration.one_of(config.schedule, "schedule", tuple(SCHEDULES))
     if config.space == "glad":
         check_generator(config, prior)
         return
-    chain_table(prior.alphas_cumprod, config.steps, config.injection, config.schedule)
     if config.space != "pixel" and config.latent_size is None:
-        check_resolution(config.resolution, prior)
+        prior.require_resolution(config.resolution)
     if config.space == "ld3m":
         check_latent_size(config.latent_size or config.resolution // prior.downsample, prior)
     if "latents" not in config.learn and (config.space != "ld3m" or prior.conditioning_shape is None):
@@ -166,14 +167,6 @@ def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
         raise ConfigError(f"{reason}, so learn needs 'latents'; got {list(config.learn)}")
     if config.class_ids is not None:
         match_classes(prior, config.class_ids, [None] * len(config.class_ids), config.class_ids)
-
-
-def check_resolution(resolution: int, prior: Prior) -> None:
-    if resolution % prior.downsample:
-        raise ConfigError(
-            f"resolution must be divisible by {prior.downsample}, the first stage's factor in {prior.name}; got "
-            f"{resolution}"
-        )
 
 
 def check_latent_size(latent_size: int, prior: Prior) -> None:

@@ -16,7 +16,6 @@ from ld3m.fingerprints import fingerprint
 from ld3m.preparation import (
     check_latent_size,
     check_protocol,
-    check_resolution,
     load_data,
     name_of,
     split_prior,
@@ -80,7 +79,7 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     is_said = config.real_images is not None  # by the user, or by the run that is resumed
     config = resolve(config, prior.native_resolution)
     check_protocol(config.evaluate, config.resolution)
-    check_resolution(config.resolution, prior)
+    prior.require_resolution(config.resolution)
     check_latent_size(config.resolution // prior.downsample, prior)
     dataset = load_data(data, config)
     config = _check_images(config, dataset, is_said)

@@ -93,6 +93,14 @@ class Prior:
             return config.patch_size
         return 1 if "cross_attention_dim" in config else 2 ** (len(config.block_out_channels) - 1)
 
+    def require_resolution(self, resolution: int) -> None:
+        """Raise ConfigError unless images of that side, in pixels, have latents of a whole side."""
+        if resolution % self.downsample:
+            raise ConfigError(
+                f"resolution must be divisible by {self.downsample}, the first stage's factor in {self.name}; got "
+                f"{resolution}"
+            )
+
     @property
     def dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
