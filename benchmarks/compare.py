@@ -1,11 +1,11 @@
 """Make one data set in several ways and evaluate each under one protocol, beside real images.
 
-    python benchmarks/compare.py NAME [shared settings as name=value …] [--networks …] [--teacher FILE]
+    python benchmarks/compare.py NAME [shared settings as name=value …] [--networks …] [--teacher FILE] [--dtype …]
 
 NAME is a list of variants below; a teacher gives soft labels. Sets lie in runs/compare-NAME-<settings>/<variant>, with
 the accuracies of their finished trainings, so that a broken-off comparison goes on, and no training is done twice when
-networks are added to the command. The table goes to benchmarks/results/NAME-<settings>[-soft].json and .md, as far as
-it is known. Its ± is over trainings: every variant is one set, made from one seed.
+networks are added to the command. The table goes to benchmarks/results/NAME-<settings>[-soft][-bfloat16].json and .md,
+as far as it is known. Its ± is over trainings: every variant is one set, made from one seed.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
     """
     result, dataset, _ = open_subject(out, arguments.data)
     teacher = load_teacher(arguments.teacher) if arguments.teacher else None
-    protocol = find(arguments.protocol).with_labels("soft" if teacher else None)
+    protocol = find(arguments.protocol).with_labels("soft" if teacher else None).with_dtype(arguments.dtype)
     device = usable(None)
     comparison = Comparison(result, dataset, protocol, (network,), arguments.repeats, 0, device, teacher, (), 20)
     comparison.add_baselines(baselines)
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="all when not given")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--teacher", help="file of `ld3m teacher`: soft labels")
+    parser.add_argument("--dtype", default="float32", help="of the trainings: float32 or bfloat16")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     parser.add_argument("settings", nargs="*", help="name=value, values as in YAML")
     arguments = parser.parse_args()
@@ -166,6 +167,7 @@ def write(
     words = ["python benchmarks/compare.py", arguments.name, *arguments.settings, "--networks", *networks]
     words += ["--variants", *(f"'{name}'" for name in outs)] if arguments.variants else []
     words += ["--data", Path(arguments.data).name, "--protocol", arguments.protocol]
+    words += ["--dtype", arguments.dtype] if arguments.dtype != "float32" else []
     words += ["--teacher", Path(arguments.teacher).name] if arguments.teacher else []
     made = {variant: json.loads((out / "result.json").read_text()) for variant, out in outs.items()}
     content = {
@@ -177,6 +179,7 @@ def write(
         "sets": made,
     }
     name = label + ("-soft" if arguments.teacher else "")
+    name += f"-{arguments.dtype}" if arguments.dtype != "float32" else ""
     text = table(rows, networks, PAIRS.get(arguments.name))
     (arguments.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (arguments.results / f"{name}.md").write_text(f"`{content['command']}`\n\n{text}\n")

@@ -48,6 +48,7 @@ def evaluate(
     teacher: Teacher | str | Path | None = None,
     scores: Sequence[str] = (),
     full_epochs: int = 20,
+    dtype: str | None = None,
     together: bool | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -73,18 +74,21 @@ def evaluate(
         teacher: of soft labels: a Teacher, or the file of one.
         scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
         full_epochs: length, at least 2, of the one training of each network on all real images that "lrs" needs.
+        dtype: "float32", or "bfloat16" for convolutions and matrix products of the trainings, up to twice as fast where
+            the processor has instructions for it (on a CPU AVX-512 BF16 or AMX) and slow elsewhere; by default the
+            protocol's.
         together: train the repeats of a network at once; by default on a GPU, since it is slower on a CPU. Networks
             with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
         progress: show a bar.
 
     Raises:
-        ConfigError: an unknown protocol, network, baseline or score, too few repeats or epochs, or a teacher that is
-            missing or of other classes or images.
+        ConfigError: an unknown protocol, network, baseline, score or dtype, too few repeats or epochs, or a teacher
+            that is missing or of other classes or images.
         DataError: other classes than the distilled set's, no test split, or fewer real images than distilled ones.
         CheckpointError: the folder is not there or holds no distilled set.
     """
-    protocol = find(protocol).with_epochs(epochs).with_labels(labels)
+    protocol = find(protocol).with_epochs(epochs).with_labels(labels).with_dtype(dtype)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ConfigError(f"repeats is a whole number, at least 1; got {repeats!r}")
     for name in baselines:

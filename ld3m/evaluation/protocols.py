@@ -54,6 +54,8 @@ class Protocol:
         labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
         temperature: divides the logits of teacher and student for soft labels. Gradients fall with its square, which
             AdamW does not mind; at 1, rates that were found for hard labels fit.
+        dtype: "float32", or "bfloat16" for convolutions and matrix products of the trainings (autocast); weights, their
+            averages, losses and tests stay in float32.
         tested: last epochs after each of which the test is done. The last one is reported, the best one beside it.
         deviations: where this differs from the published code, in words, for the report.
     """
@@ -70,12 +72,14 @@ class Protocol:
     ema_scales: bool = False
     labels: str = "hard"
     temperature: float = 1.0
+    dtype: str = "float32"
     tested: int = 1
     deviations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {"optimiser": ("sgd", "adamw"), "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
-        for name, words in (known | {"labels": ("hard", "soft")}).items():
+        known |= {"labels": ("hard", "soft"), "dtype": ("float32", "bfloat16")}
+        for name, words in known.items():
             if getattr(self, name) not in words:
                 raise ConfigError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
 
@@ -103,6 +107,13 @@ class Protocol:
         if labels == "soft":
             said += f", at temperature {self.temperature:g}"
         return replace(self, labels=labels, deviations=(*self.deviations, said))
+
+    def with_dtype(self, dtype: str | None) -> "Protocol":
+        """Return the protocol with trainings in another precision, said among the deviations; None changes nothing."""
+        if dtype in (None, self.dtype):
+            return self
+        said = f"trainings in {dtype} instead of {self.dtype}"
+        return replace(self, dtype=dtype, deviations=(*self.deviations, said))
 
     def recipe(self, network: str) -> Recipe:
         """Return the recipe of a network.

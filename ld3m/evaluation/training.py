@@ -113,6 +113,7 @@ def train(
         Their last losses, (R,).
     """
     model, copies = _Repeats(built), copy.deepcopy(list(built))
+    scope = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
     augment, rate_in = AUGMENTATIONS[protocol.augmentation], SCHEDULES[protocol.schedule]
     optimiser = _optimiser(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
     size = protocol.batch_size(len(labels), int(labels.max()) + 1)
@@ -126,7 +127,10 @@ def train(
             seen, mixes = torch.stack([augmented for augmented, _ in drawn]), [mix for _, mix in drawn]
             wanted = labels[batch] if answers is None else answers(seen.flatten(0, 1)).unflatten(0, batch.shape)
             optimiser.zero_grad()
-            losses = torch.stack([_loss(*one, protocol) for one in zip(model(seen), wanted, mixes, strict=True)])
+            with scope():
+                logits = model(seen)
+            logits = logits.to(seen.dtype)
+            losses = torch.stack([_loss(*one, protocol) for one in zip(logits, wanted, mixes, strict=True)])
             losses.sum().backward()
             optimiser.step()
         model.average(ema_decay(epoch + 1, recipe.ema_decay))

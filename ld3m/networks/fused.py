@@ -45,6 +45,7 @@ class _InstanceNormReluPool(nn.Module):
         self.eps, self._parameters = norm.eps, norm._parameters
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)  # under autocast a convolution before it gives another
         if x.shape[2] % 2 or x.shape[3] % 2:  # pooling drops the last row or column, which the norm still has
             return F.avg_pool2d(instance_norm_relu_pool(x, self.weight, self.bias, self.eps, pool=False), 2)
         return instance_norm_relu_pool(x, self.weight, self.bias, self.eps)

@@ -1,0 +1,82 @@
+"""Trainings in bfloat16: what runs in it, what stays in float32, and that it is said."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ld3m import networks, seeds
+from ld3m.errors import ConfigError
+from ld3m.evaluation import Report, evaluate
+from ld3m.evaluation.protocols import Recipe, find
+from ld3m.evaluation.training import train
+
+HALF = find("quick").with_dtype("bfloat16")
+
+
+def trained(name: str, protocol, repeats: list[int], images: torch.Tensor) -> tuple[list[nn.Module], torch.Tensor, set]:
+    """Networks after one step at full rate on all images, its losses, and the dtypes that its layers gave."""
+    labels, seen = torch.arange(len(images)) % 3, set()
+    generators = [seeds.generator(0, "repeat", repeat) for repeat in repeats]
+    built = [networks.build(name, num_classes=3, resolution=images.shape[-1], generator=g) for g in generators]
+    for module in built[0].modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and len(repeats) == 1:  # of several, a copy is called
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    with seeds.scoped_global_rng(0, "dropout"):  # which ViT has
+        losses = train(built, [images] * len(repeats), labels, protocol, Recipe(0.01, 2, 0.6), generators)
+    return built, losses, seen
+
+
+@pytest.mark.parametrize("name", ["ConvNet-w0.06", "AlexNet-w0.06", "VGG11-w0.06", "ResNet18-w0.06", "ViT-w0.06"])
+def test_layers_run_in_bfloat16_and_weights_end_near_those_of_float32(name):
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole, exact, usual = trained(name, find("quick"), [0], images)
+    half, near, reduced = trained(name, HALF, [0], images)
+    assert usual == {torch.float32}
+    assert reduced == {torch.bfloat16}
+    assert near.dtype == torch.float32
+    torch.testing.assert_close(near, exact, rtol=0.05, atol=0.02)
+    assert not torch.equal(near, exact)
+    assert {parameter.dtype for parameter in half[0].parameters()} == {torch.float32}
+    start = networks.build(name, num_classes=3, resolution=32, generator=seeds.generator(0, "repeat", 0))
+    vectors = [nn.utils.parameters_to_vector(network.parameters()) for network in (start, *whole, *half)]
+    way, gap = vectors[1] - vectors[0], vectors[2] - vectors[1]
+    # Instance norm on maps of a few pixels enlarges rounding: 0.45 for VGG11 and ResNet18, which have them.
+    assert 0 < gap.norm() < 0.6 * way.norm()
+
+
+def test_maps_of_odd_size_too():
+    images = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))  # 12 -> 6 -> 3, which is pooled odd
+    _, losses, dtypes = trained("ConvNet-w0.06", HALF, [0], images)
+    assert losses.isfinite().all()
+    assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["ConvNet-w0.06", "ResNet18-w0.06"])
+def test_repeats_trained_at_once_end_near_separate_ones(name):
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    alone = [trained(name, HALF, [repeat], images)[1].item() for repeat in range(2)]
+    at_once = trained(name, HALF, [0, 1], images)[1].tolist()
+    assert at_once == pytest.approx(alone, rel=0.05, abs=0.02)
+    assert abs(alone[0] - alone[1]) > 1e-4
+
+
+def test_an_evaluation_says_so_and_keeps_it_apart_from_float32(toy, brief, tmp_path):
+    images = torch.full((3, 3, 8, 8), 0.15)
+    images[range(3), range(3)] = 0.75
+    options = {"protocol": brief, "networks": ["ConvNet-w0.06"], "repeats": 2, "progress": False}
+    report = evaluate((images, torch.arange(3)), toy, dtype="bfloat16", **options)
+    assert report.protocol["dtype"] == "bfloat16"
+    assert report.protocol["deviations"][-1] == "trainings in bfloat16 instead of float32"
+    assert report.table().endswith("Trained in bfloat16.")
+    assert Report.from_json(report.to_json()).table() == report.table()
+    assert "bfloat16" not in evaluate((images, torch.arange(3)), toy, **options).table()
+    assert all(row["mean"] > 60 for row in report.rows), report.table()  # chance is 33
+
+
+def test_other_precisions_are_refused(toy, brief):
+    with pytest.raises(ConfigError, match=r"dtype is one of float32, bfloat16; got 'float16'"):
+        evaluate((torch.rand(3, 3, 8, 8), torch.arange(3)), toy, protocol=brief, dtype="float16", progress=False)
+    assert find("rded").with_dtype(None) == find("rded").with_dtype("float32") == find("rded")
+    assert replace(HALF, dtype="float32", deviations=find("quick").deviations) == find("quick")
