@@ -27,7 +27,7 @@ from ld3m.evaluation.report import Report, save_report, summary
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.subject import open_subject
 from ld3m.evaluation.teacher import Teacher, load_teacher
-from ld3m.evaluation.training import RealImages, has_dropout, train_and_test
+from ld3m.evaluation.training import Images, has_dropout, train_and_test
 from ld3m.fingerprints import fingerprint
 from ld3m.result import Result
 from ld3m.storage import require_writable
@@ -185,14 +185,15 @@ class Comparison:
         facts = self.scores, self.protocol.labels, self.sets[0]
         return [t for network in self.networks for t in robustness.trainings(*facts, network, self.repeats)]
 
-    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | RealImages, Tensor]:
-        """Return the images of a set, in [0, 1], and their labels, as a repeat trains on them."""
-        if name == robustness.FULL:
-            return RealImages(self.data, self.device), self.data.train.labels
+    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | Images, Tensor]:
+        """Return the images of a set, distilled ones in [0, 1], real ones as bytes, and their labels, as a repeat
+        trains on them."""
+        if name == robustness.FULL:  # too many to be moved to the device
+            return Images(self.data.train.images, self.data, self.device), self.data.train.labels
         if name not in self.positions:
             return self.result.images, self.result.labels
         positions = self.positions[name][repeat % len(self.positions[name])]
-        return self.data.train.batch(positions), self.data.train.labels[positions]
+        return self.data.train.images[positions], self.data.train.labels[positions]
 
     def run(self, finished: Progress, together: bool, show: bool) -> None:
         """Do the trainings that are not finished, the repeats of a network at once where `together` says so."""

@@ -27,22 +27,21 @@ _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones lea
 _CHUNK_PIXELS_DEVICE = 2500 * 32**2
 
 
-class RealImages:
-    """All training images of a data set, normalised batch by batch: as floats they would take too much memory."""
+class Images:
+    """Images (N, 3, H, H), floats in [0, 1] or bytes, normalised batch by batch: whole, as floats and for each repeat,
+    they would take too much memory. They stay where they lie; batches go to the device."""
 
-    def __init__(self, data: Dataset, device: torch.device | str) -> None:
-        self.data, self.device = data, device
-
-    def __len__(self) -> int:
-        return len(self.data.train)
+    def __init__(self, images: Tensor, data: Dataset, device: torch.device | str) -> None:
+        self.images, self.data, self.device = images, data, device
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        return self.data.normalise(self.data.train.batch(positions.cpu(), self.device))
+        batch = self.images[positions.to(self.images.device)].to(self.device)
+        return self.data.normalise(batch.float() if batch.is_floating_point() else batch.float().div_(255))
 
 
 def train_and_test(
     name: str,
-    images: Sequence[Tensor | RealImages],
+    images: Sequence[Tensor | Images],
     labels: Tensor,
     data: Dataset,
     protocol: Protocol,
@@ -56,7 +55,7 @@ def train_and_test(
 
     Args:
         name: network of `ld3m.networks` that the protocol has a recipe for; with dropout, one repeat at a time.
-        images: for each repeat (N, 3, H, H) in [0, 1], not normalised, or all of the real ones.
+        images: for each repeat (N, 3, H, H), floats in [0, 1] or bytes, which are moved to the device, or Images.
         labels: (N,) int64, of every repeat.
         data: gives test split, mean and standard deviation.
         generators: for each repeat, on the CPU; weights, order of images and augmentation are drawn from it.
@@ -71,7 +70,7 @@ def train_and_test(
     if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
         for network in built:
             network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU; with group norms it is slower
-    images = [part if isinstance(part, RealImages) else data.normalise(part.float().to(device)) for part in images]
+    known = {id(part): part if isinstance(part, Images) else Images(part.to(device), data, device) for part in images}
     outcomes: list[list[float]] = [[] for _ in generators]
 
     def test(averaged: Sequence[nn.Module]) -> None:
@@ -83,7 +82,7 @@ def train_and_test(
     scope = seeds.scoped_global_rng(generators[0].initial_seed(), "dropout") if is_drawing else nullcontext()
     with scope, torch.enable_grad():
         losses = train(
-            built, images, labels.to(device), protocol, protocol.recipe(name), generators,
+            built, [known[id(part)] for part in images], labels.to(device), protocol, protocol.recipe(name), generators,
             answers=answers, each_epoch=each_epoch, test=test,
         )  # fmt: skip
     for loss in losses[~losses.isfinite()].tolist():
@@ -93,7 +92,7 @@ def train_and_test(
 
 def train(
     built: Sequence[nn.Module],
-    images: Sequence[Tensor | RealImages],
+    images: Sequence[Tensor | Images],
     labels: Tensor,
     protocol: Protocol,
     recipe: Recipe,
