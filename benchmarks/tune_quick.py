@@ -16,8 +16,8 @@ import torch
 
 from ld3m import seeds
 from ld3m.data import Dataset, ImageSet, load
+from ld3m.data.choice import random_images
 from ld3m.evaluation import PROTOCOLS
-from ld3m.evaluation.baselines import random_images
 from ld3m.evaluation.protocols import Recipe
 from ld3m.evaluation.report import mean_std
 from ld3m.evaluation.training import train_and_test

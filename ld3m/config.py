@@ -19,6 +19,7 @@ ALGORITHMS = ("dc", "dm", "mtt")
 SPACES = ("ld3m", "autoencoder", "glad", "pixel")
 METRICS = ("layerwise-cosine", "mse", "cosine")
 LEARNABLE = ("latents", "conditioning")
+STARTS = ("real", "kmeans", "noise")  # of latents and pixels; every other word is the folder of a set
 DTYPES = ("float32", "bfloat16", "float64")
 
 Config = typing.TypeVar("Config")  # a frozen dataclass of settings
@@ -58,8 +59,8 @@ class DistillConfig:
     learn: tuple[str, ...] = LEARNABLE
     """What is optimised, of "latents" and "conditioning"; in glad, features and codes."""
     init: str = "real"
-    """Start of the latents: "real" images encoded (in glad, without an encoder, features of a random code), "noise", or
-    the folder of a distilled set."""
+    """Start of the latents: "real" images encoded (in glad, without an encoder, features of a random code), "kmeans":
+    those nearest to the k-means centres of each class, "noise", or the folder of a distilled set."""
     init_conditioning: str = "class"
     """Start of the conditioning: "class" embedding, "normal" noise, "null" embedding."""
     class_ids: tuple[int, ...] | None = None
@@ -132,6 +133,8 @@ class DistillConfig:
         one_of(self.noise, "noise", ("fresh", "fixed"))
         one_of(self.unroll, "unroll", ("exact", "tesla"))
         one_of(self.init_conditioning, "init_conditioning", ("class", "normal", "null"))
+        if self.init == "kmeans" and self.space == "glad":
+            raise ConfigError("init 'kmeans' needs an encoder, which space 'glad' has not; take 'real' or 'noise'")
         if not self.learn or not set(self.learn) <= set(LEARNABLE):
             raise ConfigError(f"learn names one or both of {', '.join(LEARNABLE)}; got {list(self.learn)}")
         if self.preset is not None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ld3m import seeds
-from ld3m.config import DistillConfig
+from ld3m.config import STARTS, DistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.footprint import saved_bytes, size_of
@@ -100,7 +100,7 @@ def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tupl
         "features": (rows, spec.in_channels, spec.in_size, spec.in_size),
         "codes": (rows, generator.num_codes - 1 - config.layer, generator.w_dim),
     }
-    if config.init not in ("real", "noise"):
+    if config.init not in STARTS:
         return _given(config.init, shapes, generator.device)
     z = torch.randn(rows, generator.z_dim, generator=seeds.generator(config.seed, "initial latents"))
     ids = None

@@ -8,6 +8,7 @@ from torch import Tensor
 from ld3m import result, seeds
 from ld3m.config import DistillConfig
 from ld3m.data import Dataset
+from ld3m.data.choice import kmeans_images, random_images
 from ld3m.errors import ConfigError
 from ld3m.priors import Prior
 from ld3m.priors.classes import match_classes
@@ -17,13 +18,11 @@ from ld3m.result import Result
 def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
     """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
     num_classes = dataset.train.num_classes
-    if config.init == "real":
-        draw = seeds.generator(config.seed, "initial images")
-        indices = [dataset.train.of_class(label) for label in range(num_classes)]
-        picks = [index[torch.randperm(len(index), generator=draw)[: config.ipc]] for index in indices]
-        return dataset.train.batch(torch.cat(picks))
+    draw = seeds.generator(config.seed, "initial images")
+    if config.init in ("real", "kmeans"):
+        choose = random_images if config.init == "real" else kmeans_images
+        return dataset.train.batch(choose(dataset.train, [config.ipc] * num_classes, draw))
     if config.init == "noise":
-        draw = seeds.generator(config.seed, "initial images")
         shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
         noise = torch.randn(shape, generator=draw)
         return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
@@ -65,5 +64,5 @@ def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) 
 def given_set(init: str) -> Result:
     """Open the distilled set that a setting `init` names which is none of its words."""
     if not (Path(init) / result.DISTILLED).is_file():
-        raise ConfigError(f"init is 'real', 'noise' or the folder of a distilled set, got {init!r}")
+        raise ConfigError(f"init is 'real', 'kmeans', 'noise' or the folder of a distilled set, got {init!r}")
     return result.load(init)

@@ -12,7 +12,7 @@ from ld3m import config as configuration
 from ld3m import data as data_room
 from ld3m import networks
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
-from ld3m.config import Config, DistillConfig
+from ld3m.config import STARTS, Config, DistillConfig
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
@@ -56,7 +56,7 @@ def prepare(
     settings, prior = split_prior(dict(settings) if folder else in_memory(settings))
     data_name = name_of(data)
     config = stored_or_given(folder, settings, DistillConfig)
-    is_set = config.init not in ("real", "noise")
+    is_set = config.init not in STARTS
     if out is not None and is_set and Path(config.init).resolve() == Path(out).resolve():
         raise ConfigError(
             f"init {config.init} is the folder of this run, which replaces what is there; choose another out"

@@ -190,7 +190,7 @@ def interrupt():
         ("--memory-budget 1MB", r"memory_budget of 1.00 MB does not hold .+; raise it"),
         ("--learn nothing", "learn names one or both of latents, conditioning; got"),
         ("--lr -1", "lr is a number above 0, got -1"),
-        ("--init nosuch", "init is 'real', 'noise' or the folder of a distilled set, got 'nosuch'"),
+        ("--init nosuch", "init is 'real', 'kmeans', 'noise' or the folder of a distilled set, got 'nosuch'"),
         ("--evaluate nosuch", "evaluate is one of .+, none; got 'nosuch'"),
         ("--device nosuch", "device 'nosuch' cannot be used here"),
         ("--algorithm mtt --experts nosuch", "no expert-.+ in nosuch"),

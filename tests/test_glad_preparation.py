@@ -126,7 +126,8 @@ def test_a_generator_with_classes_starts_from_those_of_the_data(make, stylegan_f
         ({"prior": "random:tiny"}, r"generator is one of random:stylegan-xl-128, .*; got 'random:tiny'"),
         ({"prior_config": "x.yaml"}, r"prior_config goes with a CompVis checkpoint"),
         ({"lr_codes": 0.0}, r"lr_codes is a number above 0, got 0.0"),
-        ({"init": "nosuch"}, r"init is 'real', 'noise' or the folder of a distilled set, got 'nosuch'"),
+        ({"init": "kmeans"}, r"init 'kmeans' needs an encoder, which space 'glad' has not; take 'real' or 'noise'"),
+        ({"init": "nosuch"}, r"init is 'real', 'kmeans', 'noise' or the folder of a distilled set, got 'nosuch'"),
         ({"space": "ld3m", "prior": "random:stylegan-32"}, r"random priors are random:cin256, .*; got .*stylegan-32"),
         (
             {"memory_budget": "1MB"},

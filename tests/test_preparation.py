@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 import ld3m
+from ld3m import seeds
+from ld3m.data.choice import kmeans_images
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
 from ld3m.preparation import prepare
 from ld3m.priors import Execution
@@ -42,6 +44,19 @@ def test_the_start_follows_the_seed(make):
     assert not torch.equal(first, other)
 
 
+def test_the_start_may_be_the_images_nearest_to_k_means_centres(make, tiny_prior):
+    pixels = make(init="kmeans", space="pixel", ipc=2)
+    images = pixels.space.render(torch.arange(6), ()).detach()
+    train = pixels.dataset.train
+    distances = torch.cdist(images.flatten(1), train.batch(range(len(train))).flatten(1))
+    nearest = distances.argmin(1)
+    assert distances.gather(1, nearest[:, None]).max() < 0.05
+    assert train.labels[nearest].tolist() == [0, 0, 1, 1, 2, 2]
+    assert nearest.tolist() == kmeans_images(train, [2] * 3, seeds.generator(0, "initial images")).tolist()
+    latents = make(init="kmeans", ipc=2).space.parameters["latents"]
+    torch.testing.assert_close(latents, tiny_prior.encode(images * 2 - 1))
+
+
 @pytest.mark.parametrize("space", ["ld3m", "autoencoder"])
 def test_latents_may_start_from_noise(space, make):
     latents = make(init="noise", ipc=10, space=space).space.parameters["latents"].detach()
@@ -73,7 +88,9 @@ def test_a_distilled_set_may_be_the_start(make, distill_small, tiny_prior, tmp_p
 
 
 def test_an_unknown_start_is_refused(make):
-    with pytest.raises(ConfigError, match=r"init is 'real', 'noise' or the folder of a distilled set, got 'zeros'"):
+    with pytest.raises(
+        ConfigError, match=r"init is 'real', 'kmeans', 'noise' or the folder of a distilled set, got 'zeros'"
+    ):
         make(init="zeros")
 
 

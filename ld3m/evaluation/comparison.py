@@ -17,10 +17,10 @@ import ld3m
 from ld3m import networks as zoo
 from ld3m import seeds
 from ld3m.data import Dataset
+from ld3m.data.choice import kmeans_images, random_images
 from ld3m.devices import usable
 from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
-from ld3m.evaluation.baselines import BASELINES
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, check_epochs, find
 from ld3m.evaluation.report import Report, save_report, summary
@@ -33,6 +33,8 @@ from ld3m.result import Result
 from ld3m.storage import require_writable
 
 logger = logging.getLogger(__name__)
+# name: choice of real images, and whether every repeat draws its own
+BASELINES = {"random": (random_images, True), "kmeans": (kmeans_images, False)}
 
 
 def evaluate(

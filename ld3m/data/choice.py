@@ -1,14 +1,14 @@
-"""Real images to compare with: as many of each class as were distilled, chosen at random or by k-means."""
+"""A few real images of each class, chosen at random or by k-means: to start from, and to compare with."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.clustering import kmeans
-from ld3m.data import ImageSet
+from ld3m.data.images import ImageSet
 
 _SIDE = 32  # images are compared at no more than this many pixels a side
 _CHUNK = 512
@@ -27,7 +27,7 @@ def kmeans_images(train: ImageSet, counts: Sequence[int], generator: torch.Gener
     """Choose the distinct images of each class k nearest to its counts[k] k-means centres; return their positions.
 
     Distances are Euclidean, between pixels of images averaged down to 32 px where they are larger: no network's
-    features, which would tie the baseline to one more choice. A single centre is the mean of the class.
+    features, which would be one more choice. A single centre is the mean of the class.
     """
     chosen = []
     for label, count in enumerate(counts):
@@ -45,10 +45,3 @@ def _pixels(images: Tensor) -> Tensor:
     if images.shape[-1] > _SIDE:
         images = F.adaptive_avg_pool2d(images, _SIDE)  # (n, 3, H, W) -> (n, 3, 32, 32)
     return images.flatten(1).double()  # (n, D)
-
-
-# name: choice of images, and whether every repeat draws its own
-BASELINES: dict[str, tuple[Callable[[ImageSet, Sequence[int], torch.Generator], Tensor], bool]] = {
-    "random": (random_images, True),
-    "kmeans": (kmeans_images, False),
-}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ld3m.data import ImageSet
-from ld3m.evaluation.baselines import kmeans_images, random_images
+from ld3m.data.choice import kmeans_images, random_images
 
 
 def seeded(seed: int) -> torch.Generator:
