@@ -1,5 +1,7 @@
 """What a run in the space "glad" is prepared with: the generator, its memory plan, features and codes to start from."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.footprint import saved_bytes, size_of
 from ld3m.initialisation import given_set
-from ld3m.memory import IMAGES_IN_FLIGHT, Plan, default_budget, even_size, parse_bytes, size_text
+from ld3m.memory import IMAGES_IN_FLIGHT, Plan, budget_of, even_size, size_text
 from ld3m.priors.classes import match_classes
 from ld3m.priors.stylegan import StyleGAN
 from ld3m.spaces import GladSpace
@@ -44,37 +46,73 @@ def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> P
     Of an image, what autograd keeps from the features on is counted; the generator's weights are there in any case.
 
     Raises:
-        ConfigError: not even one image fits.
+        ConfigError: not even one image fits, or not what is to be retained.
     """
-    budget = default_budget(generator.device) if config.memory_budget is None else parse_bytes(config.memory_budget)
     spec = generator.layers[config.layer].spec
     features = torch.zeros(1, spec.in_channels, spec.in_size, spec.in_size, device=generator.device)
     codes = torch.zeros(1, generator.num_codes - 1 - config.layer, generator.w_dim, device=generator.device)
     leaves = features.requires_grad_(), codes.requires_grad_()
     image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, config.layer))
-    resident = size_of(generator)
-    fitting = (budget - resident) // image_bytes
-    if fitting < 1:
-        raise ConfigError(
-            f"memory_budget of {size_text(budget)} does not hold the weights of {generator.name} and the activations "
-            f"of one image from layer {config.layer} on, {size_text(resident + image_bytes)}; raise it, or choose a "
-            "later layer"
+    classes_at_once = num_classes if config.algorithm == "mtt" else 1
+    planner = GladPlanner(
+        size_of(generator), image_bytes, num_classes, classes_at_once, config.ipc, generator.name, config.retain
+    )
+    return planner.plan(budget_of(config.memory_budget, generator.device))
+
+
+@dataclass(frozen=True)
+class GladPlanner:
+    """Planner of a generator's images.
+
+    Args:
+        resident: bytes of the generator.
+        image_bytes: what autograd keeps of an image.
+        fewest_classes: that are rendered together at least.
+    """
+
+    resident: int
+    image_bytes: int
+    num_classes: int
+    fewest_classes: int
+    ipc: int
+    name: str
+    retain: float | None = None
+
+    def plan(self, budget: int) -> Plan:
+        fitting = (budget - self.resident) // self.image_bytes
+        if fitting < 1:
+            raise ConfigError(
+                f"memory_budget of {size_text(budget)} does not hold the weights of {self.name} and the activations of "
+                f"one image, {size_text(self.resident + self.image_bytes)}; raise it, or choose a later layer"
+            )
+        classes = min(even_size(self.num_classes, most // self.ipc) for most in (IMAGES_IN_FLIGHT, fitting))
+        classes = max(classes, self.fewest_classes)
+        images = classes * self.ipc
+        micro_batch = min(images, fitting, IMAGES_IN_FLIGHT)
+        most = images if images <= fitting else fitting - micro_batch
+        kept = most if self.retain is None else round(self.retain * images)
+        if kept > most:
+            raise ConfigError(
+                f"retain {self.retain} keeps the activations of {kept} images, and memory_budget of "
+                f"{size_text(budget)} holds those of {most} beside {micro_batch} that are made again; lower one or "
+                "raise the other"
+            )
+        retain = 100 * kept // images / 100 if self.retain is None else self.retain
+        return Plan(
+            retain=retain,
+            micro_batch=micro_batch,
+            classes_in_flight=classes,
+            decoder_batch=None,
+            real_chunk=None,
+            peak_bytes=self.resident + min(images, kept + micro_batch) * self.image_bytes,
+            slow_down=1 + (1 - retain) / 2,  # a gradient through frozen weights costs another forward pass
+            budget_bytes=budget,
+            planner=self,
         )
-    classes = num_classes
-    if config.algorithm != "mtt":
-        classes = min(even_size(num_classes, most // config.ipc) for most in (IMAGES_IN_FLIGHT, fitting))
-    images = classes * config.ipc
-    micro_batch = min(images, fitting, IMAGES_IN_FLIGHT)
-    most = images if images <= fitting else fitting - micro_batch
-    kept = most if config.retain is None else round(config.retain * images)
-    if kept > most:
-        raise ConfigError(
-            f"retain {config.retain} keeps the activations of {kept} images, and memory_budget of {size_text(budget)} "
-            f"holds those of {most} beside {micro_batch} that are made again; lower one or raise the other"
-        )
-    retain = 100 * kept // images / 100 if config.retain is None else config.retain
-    peak = resident + min(images, kept + micro_batch) * image_bytes
-    return Plan(retain, micro_batch, classes, None, None, peak, budget_bytes=budget)
+
+    @property
+    def smallest(self) -> Plan:
+        return self.plan(self.resident + self.image_bytes)
 
 
 def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:

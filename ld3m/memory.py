@@ -23,6 +23,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -106,16 +107,31 @@ class Plan:
         return replace(self.planner, retain=None).plan(budget)
 
     def smaller(self) -> "Plan | None":
-        """Return a plan for 0.7 times this one's peak, or the smallest there is; None when that is this one.
-
-        None as well for a plan that no planner made, which there is for latent diffusion models alone.
-        """
+        """Return a plan for 0.7 times this one's peak, or the smallest there is; None when that is this one, or when no
+        planner made it."""
         if self.planner is None:
             return None
         smallest = replace(self.planner, retain=None).smallest
         if self.peak_bytes <= smallest.peak_bytes:
             return None
         return self.within(max(int(0.7 * self.peak_bytes), smallest.peak_bytes))
+
+
+class Planner(Protocol):
+    """Makes plans for budgets, from costs that were counted once.
+
+    Args:
+        retain: fraction of the evaluations whose activations are kept; None leaves it to the plan.
+    """
+
+    retain: float | None
+
+    def plan(self, budget: int) -> Plan:
+        """Return the best plan within `budget` bytes; raise ConfigError when there is none."""
+
+    @property
+    def smallest(self) -> Plan:
+        """The plan with the lowest peak."""
 
 
 def parse_bytes(text: str | int) -> int:
@@ -135,8 +151,10 @@ def total_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def default_budget(device: torch.device) -> int:
-    """Return the bytes that may be taken where nobody says."""
+def budget_of(given: str | int | None, device: torch.device) -> int:
+    """Return the bytes that may be taken: a share of the device's where nobody says."""
+    if given is not None:
+        return parse_bytes(given)
     return int((_GPU_SHARE if device.type == "cuda" else _CPU_SHARE) * total_memory(device))
 
 
@@ -208,19 +226,18 @@ def plan_memory(
         student_steps=student_steps,
     )
     work = Workload(steps, ipc, num_classes, 0 if algorithm == "mtt" else real_batch, algorithm)
-    return Planner(costs, work, retain).plan(default_budget(prior.device) if budget is None else parse_bytes(budget))
+    return DiffusionPlanner(costs, work, retain).plan(budget_of(budget, prior.device))
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Makes plans for budgets, from costs that were counted once."""
+class DiffusionPlanner:
+    """Planner of the spaces of a latent diffusion model."""
 
     costs: Costs
     work: Workload
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
-        """Return the best plan within `budget` bytes."""
         smallest = self.smallest
         if smallest.peak_bytes > budget:
             raise ConfigError(
@@ -238,7 +255,6 @@ class Planner:
 
     @cached_property
     def smallest(self) -> Plan:
-        """The plan with the lowest peak."""
         classes = self.work.num_classes if self.work.algorithm == "mtt" else 1
         chunk = 1 if self.costs.cuts_real_batch else None
         return self._rated(Plan(self.retain or 0.0, 1, classes, 1, chunk))

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import ld3m
-from ld3m import glad_preparation
+from ld3m import glad_preparation, objectives
 from ld3m.config import DistillConfig, resolve
 from ld3m.distillation import _Loop
 from ld3m.errors import ConfigError, InputError
@@ -21,6 +21,7 @@ from ld3m.glad_preparation import generator_name, plan_glad
 from ld3m.objectives import ClassMatching
 from ld3m.preparation import objective_of, prepare
 from ld3m.priors import load_stylegan
+from ld3m.spaces import GladSpace
 from ld3m.storage import load_tensors
 
 SETTINGS = {"space": "glad", "algorithm": "dm", "iterations": 3, "width": 4, "real_batch": 4, "evaluate": "none"}
@@ -131,7 +132,7 @@ def test_a_generator_with_classes_starts_from_those_of_the_data(make, stylegan_f
         ({"space": "ld3m", "prior": "random:stylegan-32"}, r"random priors are random:cin256, .*; got .*stylegan-32"),
         (
             {"memory_budget": "1MB"},
-            r"memory_budget of 1.00 MB does not hold the weights of .* and the activations of one image from layer 4",
+            r"memory_budget of 1.00 MB does not hold the weights of .* and the activations of one image",
         ),
     ],
 )
@@ -227,7 +228,7 @@ def test_the_plan_fits_its_budget(monkeypatch):
     assert plan(4_000, algorithm="dm") == (1.0, 4, 4, 4_000)  # classes are streamed
     assert plan(4_000, algorithm="dm", ipc=6) == (0.0, 4, 1, 4_000)  # a class does not fit
     assert plan(30_000, algorithm="mtt", ipc=5) == (0.28, 16, 10, 30_000)  # all at once
-    with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and .* from layer 2 on"):
+    with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and the activations"):
         plan(999, algorithm="dm", layer=2)
     assert plan(20_000, algorithm="dm", retain=0.4) == (0.4, 10, 10, 10_000)
     assert plan(30_000, algorithm="mtt", ipc=5, retain=0.1) == (0.1, 16, 10, 21_000)
@@ -239,6 +240,39 @@ def test_a_small_budget_changes_nothing_but_memory(go):
     whole, small = go(ipc=3), go(ipc=3, memory_budget="4MB")
     assert (whole.config["retain"], small.config["retain"]) == (1.0, 0.0)
     torch.testing.assert_close(whole.images, small.images, atol=1e-3, rtol=0)
+
+
+def test_an_iteration_that_runs_out_of_memory_is_repeated_with_less(go, monkeypatch, caplog):
+    whole = go(ipc=3)
+    losses, held = objectives.dm_loss, []
+
+    def lossy(*args, **kwargs):
+        if not held:
+            raise MemoryError
+        return losses(*args, **kwargs)
+
+    hold = GladSpace.hold
+    monkeypatch.setattr(GladSpace, "hold", lambda self, **what: (held.append(what), hold(self, **what)))
+    monkeypatch.setattr(objectives, "dm_loss", lossy)
+    result = go(ipc=3)
+    assert [what["micro_batch"] for what in held] == [6]  # of nine images
+    assert "out of memory in iteration 0; it is repeated with less: peak " in caplog.text
+    torch.testing.assert_close(result.images, whole.images, atol=1e-3, rtol=0)
+
+
+def test_smaller_plans_end_at_one_image(monkeypatch):
+    generator = load_stylegan("random:stylegan-32")
+    monkeypatch.setattr(glad_preparation, "saved_bytes", lambda module, call: 1_000_000)
+    for algorithm, classes in (("dm", 1), ("mtt", 10)):
+        config = DistillConfig(space="glad", algorithm=algorithm, layer=4, ipc=2, memory_budget="1GB")
+        plans = [plan_glad(config, generator, num_classes=10)]
+        while plans[-1] is not None:
+            plans.append(plans[-1].smaller())
+        peaks = [plan.peak_bytes for plan in plans[:-1]]
+        assert peaks == sorted(set(peaks), reverse=True)
+        last = plans[-2]
+        assert (last.retain, last.micro_batch, last.classes_in_flight) == (0.0, 1, classes)
+        assert last.peak_bytes == size_of(generator) + 1_000_000
 
 
 def test_the_command_works_from_any_folder(tmp_path):

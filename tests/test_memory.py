@@ -15,7 +15,7 @@ from ld3m import memory
 from ld3m.costs import Costs, Line
 from ld3m.errors import ConfigError
 from ld3m.footprint import Ledger, Pass
-from ld3m.memory import Plan, Planner, Workload, is_out_of_memory, parse_bytes, plan_memory
+from ld3m.memory import DiffusionPlanner, Plan, Workload, is_out_of_memory, parse_bytes, plan_memory
 from ld3m.preparation import objective_of, prepare
 from ld3m.spaces import ChainSettings, LatentSpace
 
@@ -66,7 +66,7 @@ WORK = Workload(steps=4, ipc=1, num_classes=10, real_batch=64, algorithm="dc")
 
 
 def planner(costs=COSTS, retain=None, **work):
-    return Planner(costs, replace(WORK, **work), retain)
+    return DiffusionPlanner(costs, replace(WORK, **work), retain)
 
 
 WORKS = st.builds(
@@ -335,7 +335,7 @@ def test_graphs_hold_what_their_evaluations_take_throughout():
     work = Workload(steps=2, ipc=1, num_classes=2, real_batch=1, algorithm="dm")
     plans = {}
     for is_graphed in (False, True):
-        planning = Planner(replace(COSTS, is_graphed=is_graphed), work)
+        planning = DiffusionPlanner(replace(COSTS, is_graphed=is_graphed), work)
         plans[is_graphed] = planning._rated(Plan(1.0, 2, 2, None, None)), planning._rated(Plan(0.0, 2, 2, None, None))
     kept, recomputed = ((graphed.peak_bytes - eager.peak_bytes) for eager, graphed in zip(*plans.values(), strict=True))
     assert kept == 4 * (COSTS.chain.peak - COSTS.chain.held)
