@@ -52,6 +52,7 @@ VARIANTS = {
         "moments": {"selector": "moments"},
         "noised k-means": {"selector": "kmeans"},
         "ld3m": {},
+        "ld3m from k-means": {"init": "kmeans"},
     },
 }
 BASELINES = {"random": "random real", "kmeans": "k-means real"}
