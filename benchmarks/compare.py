@@ -52,7 +52,7 @@ VARIANTS = {
         "moments": {"selector": "moments"},
         "noised k-means": {"selector": "kmeans"},
         "ld3m": {},
-        "ld3m from k-means": {"init": "kmeans"},
+        "ld3m from k-means": {"init": "kmeans"},  # which, for several images a class, are not those of the baseline
     },
 }
 BASELINES = {"random": "random real", "kmeans": "k-means real"}

@@ -70,7 +70,7 @@ class EvaluateCommand:
     full_epochs: int = 20
     """Epochs on all real images, at least 2, for "lrs"."""
     dtype: str | None = None
-    """"float32", or "bfloat16" for the trainings, faster where the processor has it; the protocol's when not given."""
+    """"float32", or "bfloat16" for layers in training, up to twice as fast; the protocol's when not given."""
     together: bool | None = None
     """Train the repeats of a network at once; on a GPU when not given."""
     device: str | None = None

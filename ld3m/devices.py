@@ -23,9 +23,7 @@ def usable(device: torch.device | str | None) -> torch.device:
 
 def precision(dtype: torch.dtype | str) -> torch.dtype:
     """Return the floating-point dtype, which may be given by its name; raise for what weights cannot have."""
-    found = dtype
-    if isinstance(dtype, str):
-        found = getattr(torch, dtype) if dtype in DTYPES else None
+    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPES else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
     return found

@@ -144,12 +144,12 @@ def _reordered(images: Tensor, weight: Tensor, result: Tensor) -> int:
     So oneDNN does with kernels of more than one pixel and images in the plain layout; in other cases it depends.
     """
     is_plain = images.is_contiguous() and math.prod(weight.shape[2:]) > 1
-    return max(images.nbytes, result.nbytes) if images.device.type == "cpu" and is_plain else 0
+    return max(images.nbytes, result.nbytes) if is_plain else 0
 
 
 def _ledger(work: Callable[[], object], device: torch.device) -> Ledger | CudaLedger:
     """Return what counts `work`, all of it: backward passes have a thread, and so workspaces, of their own."""
     if device.type != "cuda":
-        return CpuLedger()
+        return CpuLedger() if device.type == "cpu" else Ledger()
     work()  # makes what the first time on a GPU leaves behind, such as workspaces
     return CudaLedger(device)

@@ -1,6 +1,6 @@
 """What a run in the space "glad" is prepared with: the generator, its memory plan, features and codes to start from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,9 +53,15 @@ def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> P
     codes = torch.zeros(1, generator.num_codes - 1 - config.layer, generator.w_dim, device=generator.device)
     leaves = features.requires_grad_(), codes.requires_grad_()
     image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, config.layer))
-    classes_at_once = num_classes if config.algorithm == "mtt" else 1
     planner = GladPlanner(
-        size_of(generator), image_bytes, num_classes, classes_at_once, config.ipc, generator.name, config.retain
+        name=generator.name,
+        layer=config.layer,
+        resident=size_of(generator),
+        image_bytes=image_bytes,
+        num_classes=num_classes,
+        fewest_classes=num_classes if config.algorithm == "mtt" else 1,
+        ipc=config.ipc,
+        retain=config.retain,
     )
     return planner.plan(budget_of(config.memory_budget, generator.device))
 
@@ -70,31 +76,33 @@ class GladPlanner:
         fewest_classes: that are rendered together at least.
     """
 
+    name: str
+    layer: int
     resident: int
     image_bytes: int
     num_classes: int
     fewest_classes: int
     ipc: int
-    name: str
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
         fitting = (budget - self.resident) // self.image_bytes
         if fitting < 1:
             raise ConfigError(
-                f"memory_budget of {size_text(budget)} does not hold the weights of {self.name} and the activations of "
-                f"one image, {size_text(self.resident + self.image_bytes)}; raise it, or choose a later layer"
+                f"memory_budget of {size_text(budget)} does not hold the weights of {self.name} and the activations "
+                f"of one image from layer {self.layer} on, {size_text(self.resident + self.image_bytes)}; raise it, or "
+                "choose a later layer"
             )
         classes = min(even_size(self.num_classes, most // self.ipc) for most in (IMAGES_IN_FLIGHT, fitting))
         classes = max(classes, self.fewest_classes)
         images = classes * self.ipc
         micro_batch = min(images, fitting, IMAGES_IN_FLIGHT)
-        most = images if images <= fitting else fitting - micro_batch
-        kept = most if self.retain is None else round(self.retain * images)
-        if kept > most:
+        holds = images if images <= fitting else fitting - micro_batch
+        kept = holds if self.retain is None else round(self.retain * images)
+        if kept > holds:
             raise ConfigError(
                 f"retain {self.retain} keeps the activations of {kept} images, and memory_budget of "
-                f"{size_text(budget)} holds those of {most} beside {micro_batch} that are made again; lower one or "
+                f"{size_text(budget)} holds those of {holds} beside {micro_batch} that are made again; lower one or "
                 "raise the other"
             )
         retain = 100 * kept // images / 100 if self.retain is None else self.retain
@@ -105,14 +113,14 @@ class GladPlanner:
             decoder_batch=None,
             real_chunk=None,
             peak_bytes=self.resident + min(images, kept + micro_batch) * self.image_bytes,
-            slow_down=1 + (1 - retain) / 2,  # a gradient through frozen weights costs another forward pass
+            slow_down=1 + (1 - retain) / 2,  # three passes instead of two for an image that is made again
             budget_bytes=budget,
             planner=self,
         )
 
     @property
     def smallest(self) -> Plan:
-        return self.plan(self.resident + self.image_bytes)
+        return replace(self, retain=None).plan(self.resident + self.image_bytes)
 
 
 def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:
@@ -157,7 +165,7 @@ def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tupl
 
 
 def _given(folder: str, shapes: dict[str, tuple[int, ...]], device: torch.device) -> tuple[Tensor, ...]:
-    parameters = given_set(folder).parameters
+    parameters = given_set(folder, ("real", "noise")).parameters
     found = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     if found != shapes:
         raise ConfigError(f"init {folder} holds {found}; this run needs {shapes}: choose the set's own prior and layer")

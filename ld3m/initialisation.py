@@ -1,12 +1,13 @@
 """Where the optimisation of latents, conditioning and pixels starts: real images, noise, or another distilled set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ld3m import result, seeds
-from ld3m.config import DistillConfig
+from ld3m.config import STARTS, DistillConfig
 from ld3m.data import Dataset
 from ld3m.data.choice import kmeans_images, random_images
 from ld3m.errors import ConfigError
@@ -61,8 +62,8 @@ def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) 
     return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
 
 
-def given_set(init: str) -> Result:
+def given_set(init: str, words: Sequence[str] = STARTS) -> Result:
     """Open the distilled set that a setting `init` names which is none of its words."""
     if not (Path(init) / result.DISTILLED).is_file():
-        raise ConfigError(f"init is 'real', 'kmeans', 'noise' or the folder of a distilled set, got {init!r}")
+        raise ConfigError(f"init is {', '.join(map(repr, words))} or the folder of a distilled set, got {init!r}")
     return result.load(init)

@@ -118,7 +118,7 @@ class Plan:
 
 
 class Planner(Protocol):
-    """Makes plans for budgets, from costs that were counted once.
+    """Makes plans for budgets, from costs that were counted once: a frozen dataclass.
 
     Args:
         retain: fraction of the evaluations whose activations are kept; None leaves it to the plan.

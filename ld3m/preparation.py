@@ -56,6 +56,8 @@ def prepare(
     settings, prior = split_prior(dict(settings) if folder else in_memory(settings))
     data_name = name_of(data)
     config = stored_or_given(folder, settings, DistillConfig)
+    configuration.one_of(config.injection, "injection", INJECTIONS)
+    configuration.one_of(config.schedule, "schedule", tuple(SCHEDULES))
     is_set = config.init not in STARTS
     if out is not None and is_set and Path(config.init).resolve() == Path(out).resolve():
         raise ConfigError(
@@ -153,8 +155,6 @@ def _check(config: DistillConfig, prior: Prior | StyleGAN) -> None:
     """Refuse what can be refused before any data is read."""
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
     check_protocol(config.evaluate, config.resolution)
-    configuration.one_of(config.injection, "injection", INJECTIONS)
-    configuration.one_of(config.schedule, "schedule", tuple(SCHEDULES))
     if config.space == "glad":
         check_generator(config, prior)
         return

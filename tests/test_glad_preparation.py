@@ -128,11 +128,11 @@ def test_a_generator_with_classes_starts_from_those_of_the_data(make, stylegan_f
         ({"prior_config": "x.yaml"}, r"prior_config goes with a CompVis checkpoint"),
         ({"lr_codes": 0.0}, r"lr_codes is a number above 0, got 0.0"),
         ({"init": "kmeans"}, r"init 'kmeans' needs an encoder, which space 'glad' has not; take 'real' or 'noise'"),
-        ({"init": "nosuch"}, r"init is 'real', 'kmeans', 'noise' or the folder of a distilled set, got 'nosuch'"),
+        ({"init": "nosuch"}, r"init is 'real', 'noise' or the folder of a distilled set, got 'nosuch'"),
         ({"space": "ld3m", "prior": "random:stylegan-32"}, r"random priors are random:cin256, .*; got .*stylegan-32"),
         (
             {"memory_budget": "1MB"},
-            r"memory_budget of 1.00 MB does not hold the weights of .* and the activations of one image",
+            r"memory_budget of 1.00 MB does not hold the weights of .* and the activations of one image from layer 4",
         ),
     ],
 )
@@ -228,7 +228,7 @@ def test_the_plan_fits_its_budget(monkeypatch):
     assert plan(4_000, algorithm="dm") == (1.0, 4, 4, 4_000)  # classes are streamed
     assert plan(4_000, algorithm="dm", ipc=6) == (0.0, 4, 1, 4_000)  # a class does not fit
     assert plan(30_000, algorithm="mtt", ipc=5) == (0.28, 16, 10, 30_000)  # all at once
-    with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and the activations"):
+    with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and .* from layer 2 on"):
         plan(999, algorithm="dm", layer=2)
     assert plan(20_000, algorithm="dm", retain=0.4) == (0.4, 10, 10, 10_000)
     assert plan(30_000, algorithm="mtt", ipc=5, retain=0.1) == (0.1, 16, 10, 21_000)
@@ -263,14 +263,17 @@ def test_an_iteration_that_runs_out_of_memory_is_repeated_with_less(go, monkeypa
 def test_smaller_plans_end_at_one_image(monkeypatch):
     generator = load_stylegan("random:stylegan-32")
     monkeypatch.setattr(glad_preparation, "saved_bytes", lambda module, call: 1_000_000)
-    for algorithm, classes in (("dm", 1), ("mtt", 10)):
-        config = DistillConfig(space="glad", algorithm=algorithm, layer=4, ipc=2, memory_budget="1GB")
+    for algorithm, classes, retain in (("dm", 1, None), ("mtt", 10, None), ("mtt", 10, 0.8)):
+        settings = {"algorithm": algorithm, "layer": 4, "ipc": 2, "retain": retain, "memory_budget": "1GB"}
+        config = DistillConfig(space="glad", **settings)
         plans = [plan_glad(config, generator, num_classes=10)]
         while plans[-1] is not None:
             plans.append(plans[-1].smaller())
         peaks = [plan.peak_bytes for plan in plans[:-1]]
         assert peaks == sorted(set(peaks), reverse=True)
         last = plans[-2]
+        assert plans[0].slow_down == pytest.approx(1.1 if retain else 1.0)
+        assert last.slow_down == 1.5
         assert (last.retain, last.micro_batch, last.classes_in_flight) == (0.0, 1, classes)
         assert last.peak_bytes == size_of(generator) + 1_000_000
 

@@ -39,6 +39,11 @@ def test_import_brings_in_nothing_heavy(measured):
         assert "ld3m" in packages and not heavy & set(packages)
 
 
+def test_settings_need_no_torch():
+    code = "import sys, ld3m.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(ld3m.__file__).parents[1]).returncode == 0
+
+
 def test_public_names_are_found_when_asked_for():
     assert {"load_prior", "reverse_chain", "__version__"} <= set(dir(ld3m))
     for name in dir(ld3m):

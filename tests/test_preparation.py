@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import ld3m
-from ld3m import seeds
+from ld3m import preparation, seeds
 from ld3m.data.choice import kmeans_images
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
 from ld3m.preparation import prepare
@@ -85,6 +85,14 @@ def test_a_distilled_set_may_be_the_start(make, distill_small, tiny_prior, tmp_p
         ConfigError, match=r"init .+ holds images \(3, 3, 16, 16\); this run needs 3 classes × 2 at 16 px"
     ):
         make(init=given.path, ipc=2)
+
+
+@pytest.mark.parametrize("settings", [{"injection": "z0"}, {"schedule": "cubic"}])
+def test_names_are_checked_before_a_prior_is_opened(settings, make, monkeypatch):
+    monkeypatch.setattr(preparation, "_open_prior", None)
+    (name,) = settings
+    with pytest.raises(ConfigError, match=rf"{name} is one of "):
+        make(**settings)
 
 
 def test_an_unknown_start_is_refused(make):

@@ -27,7 +27,7 @@ from ld3m.evaluation.report import Report, save_report, summary
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.subject import open_subject
 from ld3m.evaluation.teacher import Teacher, load_teacher
-from ld3m.evaluation.training import Images, has_dropout, train_and_test
+from ld3m.evaluation.training import NormalisedImages, has_dropout, train_and_test
 from ld3m.fingerprints import fingerprint
 from ld3m.result import Result
 from ld3m.storage import require_writable
@@ -50,7 +50,7 @@ def evaluate(
     teacher: Teacher | str | Path | None = None,
     scores: Sequence[str] = (),
     full_epochs: int = 20,
-    dtype: str | None = None,
+    dtype: torch.dtype | str | None = None,
     together: bool | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -76,11 +76,10 @@ def evaluate(
         teacher: of soft labels: a Teacher, or the file of one.
         scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
         full_epochs: length, at least 2, of the one training of each network on all real images that "lrs" needs.
-        dtype: "float32", or "bfloat16" for convolutions and matrix products of the trainings, up to twice as fast where
-            the processor has instructions for it (on a CPU AVX-512 BF16 or AMX) and slow elsewhere; by default the
-            protocol's.
-        together: train the repeats of a network at once; by default on a GPU, since it is slower on a CPU. Networks
-            with dropout are always trained one by one.
+        dtype: "float32", or "bfloat16" for layers under autocast: convolutions and matrix products, and between them
+            what torch has no rule for. Up to twice as fast on a CPU with AVX-512 BF16. By default the protocol's.
+        together: train the repeats of a network at once, on a CPU in float32 alone; by default on a GPU, since it is
+            slower on a CPU. Networks with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
         progress: show a bar.
 
@@ -103,6 +102,8 @@ def evaluate(
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")
     teacher = _teacher(teacher, protocol, baselines)
     device = usable(device)
+    if together and protocol.dtype != "float32" and device.type == "cpu":
+        raise ConfigError("repeats trained together on a CPU stay in float32; leave out together, or dtype")
     result, data, folder = open_subject(result_or_folder, data)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
@@ -187,11 +188,10 @@ class Comparison:
         facts = self.scores, self.protocol.labels, self.sets[0]
         return [t for network in self.networks for t in robustness.trainings(*facts, network, self.repeats)]
 
-    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | Images, Tensor]:
-        """Return the images of a set, distilled ones in [0, 1], real ones as bytes, and their labels, as a repeat
-        trains on them."""
+    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | NormalisedImages, Tensor]:
+        """Return a set's images, distilled ones as floats in [0, 1], real ones as bytes, and its labels."""
         if name == robustness.FULL:  # too many to be moved to the device
-            return Images(self.data.train.images, self.data, self.device), self.data.train.labels
+            return NormalisedImages(self.data.train.images, self.data, self.device), self.data.train.labels
         if name not in self.positions:
             return self.result.images, self.result.labels
         positions = self.positions[name][repeat % len(self.positions[name])]

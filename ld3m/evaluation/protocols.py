@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ld3m.config import one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation.augmentation import AUGMENTATIONS
 
@@ -54,7 +55,7 @@ class Protocol:
         labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
         temperature: divides the logits of teacher and student for soft labels. Gradients fall with its square, which
             AdamW does not mind; at 1, rates that were found for hard labels fit.
-        dtype: "float32", or "bfloat16" for convolutions and matrix products of the trainings (autocast); weights, their
+        dtype: of the layers in training: "float32", or "bfloat16" for what autocast takes into it. Weights, their
             averages, losses and tests stay in float32.
         tested: last epochs after each of which the test is done. The last one is reported, the best one beside it.
         deviations: where this differs from the published code, in words, for the report.
@@ -80,8 +81,7 @@ class Protocol:
         known = {"optimiser": ("sgd", "adamw"), "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
         known |= {"labels": ("hard", "soft"), "dtype": ("float32", "bfloat16")}
         for name, words in known.items():
-            if getattr(self, name) not in words:
-                raise ConfigError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
+            one_of(getattr(self, name), name, tuple(words))
 
     def batch_size(self, num_images: int, num_classes: int) -> int:
         """Return the images of a step on a set; a set smaller than that is one batch."""
@@ -108,8 +108,10 @@ class Protocol:
             said += f", at temperature {self.temperature:g}"
         return replace(self, labels=labels, deviations=(*self.deviations, said))
 
-    def with_dtype(self, dtype: str | None) -> "Protocol":
-        """Return the protocol with trainings in another precision, said among the deviations; None changes nothing."""
+    def with_dtype(self, dtype: object) -> "Protocol":
+        """Return the protocol with trainings in another precision, given as a torch dtype or by name and said among the
+        deviations; None changes nothing."""
+        dtype = None if dtype is None else str(dtype).removeprefix("torch.")
         if dtype in (None, self.dtype):
             return self
         said = f"trainings in {dtype} instead of {self.dtype}"

@@ -135,7 +135,7 @@ def remarks(rows: Sequence[Mapping[str, object]], protocol: Mapping[str, object]
     """Return what has to be said of soft labels, precision, best epochs and scores, where there is anything."""
     said = []
     if protocol.get("dtype", "float32") != "float32":
-        said.append(f"Trained in {protocol['dtype']}.")
+        said.append(f"Trained in {protocol['dtype']} mixed precision, tested in float32.")
     if teacher := rows[0].get("teacher"):
         said.append(f"Soft labels of the teacher {teacher}, for every set.")
     if "best_epoch" in rows[0]:

@@ -13,7 +13,7 @@ from ld3m.devices import usable
 from ld3m.errors import ConfigError, NumericsError
 from ld3m.evaluation.protocols import Protocol, Recipe, check_epochs
 from ld3m.evaluation.teacher import Teacher
-from ld3m.evaluation.training import Images, accuracy, train
+from ld3m.evaluation.training import NormalisedImages, accuracy, train
 from ld3m.storage import require_writable
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def train_teacher(
     generator, device = seeds.generator(training.seed, "teacher"), usable(device)
     size = {"num_classes": len(data.class_names), "resolution": data.resolution}
     network = networks.build(training.network, generator=generator, **size).to(device)
-    images, labels = Images(data.train.images, data, device), data.train.labels.to(device)
+    images, labels = NormalisedImages(data.train.images, data, device), data.train.labels.to(device)
     with (
         tqdm(total=training.epochs, desc="teacher", unit="epoch", disable=None if progress else True) as bar,
         seeds.scoped_global_rng(training.seed, "teacher dropout"),

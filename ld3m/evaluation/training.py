@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -27,12 +28,13 @@ _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones lea
 _CHUNK_PIXELS_DEVICE = 2500 * 32**2
 
 
-class Images:
+class NormalisedImages:
     """Images (N, 3, H, H), floats in [0, 1] or bytes, normalised batch by batch: whole, as floats and for each repeat,
     they would take too much memory. They stay where they lie; batches go to the device."""
 
     def __init__(self, images: Tensor, data: Dataset, device: torch.device | str) -> None:
-        self.images, self.data, self.device = images, data, device
+        self.images, self.device = images, device
+        self.data = replace(data, mean=data.mean.to(device), std=data.std.to(device))  # moved once, not for every batch
 
     def __getitem__(self, positions: Tensor) -> Tensor:
         batch = self.images[positions.to(self.images.device)].to(self.device)
@@ -41,7 +43,7 @@ class Images:
 
 def train_and_test(
     name: str,
-    images: Sequence[Tensor | Images],
+    images: Sequence[Tensor | NormalisedImages],
     labels: Tensor,
     data: Dataset,
     protocol: Protocol,
@@ -55,7 +57,8 @@ def train_and_test(
 
     Args:
         name: network of `ld3m.networks` that the protocol has a recipe for; with dropout, one repeat at a time.
-        images: for each repeat (N, 3, H, H), floats in [0, 1] or bytes, which are moved to the device, or Images.
+        images: for each repeat (N, 3, H, H), floats in [0, 1] or bytes, which are moved to the device, or
+            NormalisedImages.
         labels: (N,) int64, of every repeat.
         data: gives test split, mean and standard deviation.
         generators: for each repeat, on the CPU; weights, order of images and augmentation are drawn from it.
@@ -70,7 +73,10 @@ def train_and_test(
     if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
         for network in built:
             network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU; with group norms it is slower
-    known = {id(part): part if isinstance(part, Images) else Images(part.to(device), data, device) for part in images}
+    ready = {  # repeats may share their images
+        key: part if isinstance(part, NormalisedImages) else NormalisedImages(part.to(device), data, device)
+        for key, part in {id(part): part for part in images}.items()
+    }
     outcomes: list[list[float]] = [[] for _ in generators]
 
     def test(averaged: Sequence[nn.Module]) -> None:
@@ -82,7 +88,7 @@ def train_and_test(
     scope = seeds.scoped_global_rng(generators[0].initial_seed(), "dropout") if is_drawing else nullcontext()
     with scope, torch.enable_grad():
         losses = train(
-            built, [known[id(part)] for part in images], labels.to(device), protocol, protocol.recipe(name), generators,
+            built, [ready[id(part)] for part in images], labels.to(device), protocol, protocol.recipe(name), generators,
             answers=answers, each_epoch=each_epoch, test=test,
         )  # fmt: skip
     for loss in losses[~losses.isfinite()].tolist():
@@ -92,7 +98,7 @@ def train_and_test(
 
 def train(
     built: Sequence[nn.Module],
-    images: Sequence[Tensor | Images],
+    images: Sequence[Tensor | NormalisedImages],
     labels: Tensor,
     protocol: Protocol,
     recipe: Recipe,
@@ -105,6 +111,7 @@ def train(
     """Train networks of one kind, each on normalised images of its own; leave the averages of their weights in them.
 
     Args:
+        images: for each repeat, normalised or NormalisedImages.
         answers: of the teacher to images (B, 3, H, H), logits (B, classes); None trains on the labels.
         test: called after each of the last epochs, with copies that have the averages.
 
@@ -112,7 +119,7 @@ def train(
         Their last losses, (R,).
     """
     model, copies = _Repeats(built), copy.deepcopy(list(built))
-    scope = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
+    autocast = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
     augment, rate_in = AUGMENTATIONS[protocol.augmentation], SCHEDULES[protocol.schedule]
     optimiser = _optimiser(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
     size = protocol.batch_size(len(labels), int(labels.max()) + 1)
@@ -126,9 +133,9 @@ def train(
             seen, mixes = torch.stack([augmented for augmented, _ in drawn]), [mix for _, mix in drawn]
             wanted = labels[batch] if answers is None else answers(seen.flatten(0, 1)).unflatten(0, batch.shape)
             optimiser.zero_grad()
-            with scope():
+            with autocast():
                 logits = model(seen)
-            logits = logits.to(seen.dtype)
+            logits = logits.to(seen.dtype)  # labels, temperature and loss are not of the lower precision
             losses = torch.stack([_loss(*one, protocol) for one in zip(logits, wanted, mixes, strict=True)])
             losses.sum().backward()
             optimiser.step()

@@ -20,6 +20,12 @@ class Space(Protocol):
     def project(self) -> None:
         """Put the parameters back where they are allowed to be, after an optimiser step."""
 
+    def hold(self, *, retain: float, micro_batch: int, decoder_batch: int | None) -> None:
+        """Change what is kept from the forward pass and made at once; images and gradients stay, up to rounding.
+
+        Only spaces that a memory plan is made for have it.
+        """
+
 
 def to_pixels(images: Tensor, resolution: int) -> Tensor:
     """Bring a generator's images, about [−1, 1], to `resolution` with antialiasing and into [0, 1]."""

@@ -50,7 +50,6 @@ class GladSpace:
         return to_pixels(torch.cat(images), self.resolution)
 
     def hold(self, *, retain: float, micro_batch: int, decoder_batch: None) -> None:
-        """Change what is kept from the forward pass and made at once; images and gradients stay."""
         self.retain, self.micro_batch = retain, micro_batch
 
     def _synthesise(self, rows: Tensor) -> Tensor:

@@ -68,7 +68,6 @@ class LatentSpace:
         return torch.cat([_Recomputed.apply(self._show, part) for part in latents.split(self.decoder_batch)])
 
     def hold(self, *, retain: float, micro_batch: int, decoder_batch: int | None) -> None:
-        """Change what is kept from the forward pass and evaluated at once; images and gradients stay."""
         if self.chain is not None:
             self.chain = replace(self.chain, retain=retain, micro_batch=micro_batch)
         self.decoder_batch = decoder_batch

@@ -14,7 +14,7 @@ from ld3m.evaluation import Report, TeacherTraining, evaluate, train_teacher
 from ld3m.evaluation.augmentation import Mix
 from ld3m.evaluation.protocols import Recipe, find, half_cosine
 from ld3m.evaluation.report import layout
-from ld3m.evaluation.training import Images, _loss, train
+from ld3m.evaluation.training import NormalisedImages, _loss, train
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,9 @@ def test_scores_are_columns_and_their_trainings_are_kept(toy, pair, teacher, bri
 def test_a_full_training_that_is_too_short_is_said(toy, pair, brief, caplog, monkeypatch):
     monkeypatch.setattr(
         "ld3m.evaluation.comparison.train_and_test",
-        lambda _name, images, *_args, **_more: [[10.0 if isinstance(part, Images) else 40.0] for part in images],
+        lambda _name, images, *_args, **_more: [
+            [10.0 if isinstance(part, NormalisedImages) else 40.0] for part in images
+        ],
     )
     evaluate(
         pair, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False, baselines=("random",),
