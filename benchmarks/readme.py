@@ -3,6 +3,7 @@
 python benchmarks/readme.py
 """
 
+import itertools
 import json
 from pathlib import Path
 from statistics import fmean, stdev
@@ -95,33 +96,36 @@ def spaces() -> str:
 def selectors() -> str:
     """Return what `compare.py selectors` measured: for each set the mean over networks, by size and kind of labels."""
     columns: dict[str, dict[str, str]] = {}
-    for ipc in (1, 10, 50):
-        for labels in ("hard", "soft"):
-            path = RESULTS / f"selectors-ipc{ipc}{'-soft' if labels == 'soft' else ''}.json"
-            accuracies = json.loads(path.read_text())["accuracies"] if path.is_file() else {}
-            if accuracies and all(network in row for row in accuracies.values() for network in STEADY):
-                columns[f"{ipc} a class, {labels}"] = {name: _over(row, STEADY) for name, row in accuracies.items()}
+    for ipc, labels, dtype in itertools.product((1, 10, 50), ("hard", "soft"), ("", "bfloat16")):
+        parts = [f"selectors-ipc{ipc}", *(["soft"] if labels == "soft" else []), *([dtype] if dtype else [])]
+        path = RESULTS / f"{'-'.join(parts)}.json"
+        rows = json.loads(path.read_text())["accuracies"] if path.is_file() else {}
+        rows = {name: row for name, row in rows.items() if row}
+        missing = [network for network in JUDGES if any(network not in row for row in rows.values())]
+        if rows and missing != list(JUDGES):
+            heading = [f"{ipc} a class, {labels}", *([dtype] if dtype else []), *(f"no {name}" for name in missing)]
+            known = [network for network in JUDGES if network not in missing]
+            columns[", ".join(heading).replace("-w0.5", "")] = {name: _over(row, known) for name, row in rows.items()}
     if not columns:
         return ""
-    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
     lines = [SELECTORS, "", f"| set | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {row} | {' | '.join(column.get(row, '') for column in columns.values())} |" for row in rows]
+    lines += [f"| {name} | {' | '.join(column.get(name, '') for column in columns.values())} |" for name in names]
     return "\n".join([*lines, ""])
 
 
-def _over(by_network: dict[str, list[float]], networks: tuple[str, ...]) -> str:
+def _over(by_network: dict[str, list[float]], networks: list[str]) -> str:
     """Return mean and standard error of the repeats, each averaged over the networks."""
     means = [fmean(repeat) for repeat in zip(*(by_network[network] for network in networks), strict=True)]
     return f"{fmean(means):.1f} ± {stdev(means) / len(means) ** 0.5:.1f}"
 
 
-# AlexNet, in the tables by network, had half of its epochs when most of these were measured (see NOTES).
-STEADY = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5")
+JUDGES = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5", "AlexNet-w0.5")
 SELECTORS = (
-    "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11 and ResNet18 at half width,\n"
-    "± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`; by\n"
-    "network, with AlexNet, in [benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained\n"
-    "on the real images):"
+    "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11, ResNet18 and AlexNet at half\n"
+    "width, ± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`;\n"
+    "by network in [benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained on the real\n"
+    "images):"
 )
 MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
