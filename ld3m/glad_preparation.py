@@ -1,6 +1,6 @@
 """What a run in the space "glad" is prepared with: the generator, its memory plan, features and codes to start from."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class GladPlanner:
 
     @property
     def smallest(self) -> Plan:
-        return replace(self, retain=None).plan(self.resident + self.image_bytes)
+        return self.plan(self.resident + self.image_bytes)
 
 
 def glad_space(config: DistillConfig, generator: StyleGAN, dataset: Dataset, plan: Plan) -> GladSpace:

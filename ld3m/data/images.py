@@ -39,7 +39,7 @@ class ImageSet:
     def batch(self, indices: Tensor | Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Return the images at `indices` as float32 (B, 3, H, W) in [0, 1], on a device."""
         indices = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
-        return self.images[indices].to(device).float().div_(255)  # moved as bytes, a quarter of the floats
+        return to_unit(self.images[indices].to(device))  # moved as bytes, a quarter of the floats
 
     def require_per_class(self, minimum: int, argument: str) -> None:
         """Raise DataError when a class has fewer than `minimum` images; `argument` is what asked for them: "--ipc"."""
@@ -81,6 +81,11 @@ class Dataset:
         """Return (images - mean) / std of (…, 3, H, W) images in [0, 1], on their device and in their dtype."""
         mean, std = (statistic.to(images)[:, None, None] for statistic in (self.mean, self.std))
         return (images - mean) / std
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Return images as float32 in [0, 1]: bytes are divided by 255, floats are there already."""
+    return images.float() if images.is_floating_point() else images.float().div_(255)
 
 
 def channel_statistics(images: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:

@@ -102,8 +102,7 @@ def evaluate(
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")
     teacher = _teacher(teacher, protocol, baselines)
     device = usable(device)
-    if together and protocol.dtype != "float32" and device.type == "cpu":
-        raise ConfigError("repeats trained together on a CPU stay in float32; leave out together, or dtype")
+    together = _together(together, protocol, device)
     result, data, folder = open_subject(result_or_folder, data)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
@@ -112,7 +111,7 @@ def evaluate(
 
     start = time.perf_counter()
     finished = Progress(folder, comparison.key())
-    comparison.run(finished, device.type != "cpu" if together is None else together, progress)
+    comparison.run(finished, together, progress)
     report = comparison.report(finished.accuracies, time.perf_counter() - start)
     if folder:
         from ld3m.report import publish  # which shows evaluations
@@ -135,6 +134,13 @@ def _teacher(given: object, protocol: Protocol, baselines: Sequence[str]) -> Tea
             "soft labels stand beside random real images with the same teacher; keep 'random' among the baselines"
         )
     return given if isinstance(given, Teacher) else load_teacher(given)
+
+
+def _together(given: bool | None, protocol: Protocol, device: torch.device) -> bool:
+    """Return whether the repeats of a network are trained at once."""
+    if given and device.type == "cpu" and protocol.dtype != "float32":  # vmap's convolutions have no autocast there
+        raise ConfigError("repeats trained together on a CPU stay in float32; leave out together, or dtype")
+    return device.type != "cpu" if given is None else given
 
 
 class Comparison:

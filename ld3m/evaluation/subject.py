@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ld3m.data import Dataset
 from ld3m.data import load as load_data
+from ld3m.data.images import to_unit
 from ld3m.errors import DataError, InputError
 from ld3m.result import Result
 from ld3m.result import load as load_result
@@ -53,7 +54,7 @@ def _images_and_labels(subject: object) -> tuple[Tensor, Tensor]:
             f"got {type(subject).__name__}"
         )
     if images.dtype == torch.uint8:
-        images = images.float() / 255
+        images = to_unit(images)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not images.is_floating_point():
         raise InputError(
             "images must be square, (N, 3, H, H), floating point in [0, 1] or uint8; "

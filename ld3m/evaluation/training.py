@@ -19,6 +19,7 @@ from torch.func import functional_call, stack_module_state
 
 from ld3m import networks, seeds
 from ld3m.data import Dataset
+from ld3m.data.images import to_unit
 from ld3m.evaluation.augmentation import AUGMENTATIONS, Mix
 from ld3m.evaluation.protocols import SCHEDULES, Protocol, Recipe, ema_decay
 from ld3m.evaluation.teacher import Teacher
@@ -37,8 +38,7 @@ class NormalisedImages:
         self.data = replace(data, mean=data.mean.to(device), std=data.std.to(device))  # moved once, not for every batch
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        batch = self.images[positions.to(self.images.device)].to(self.device)
-        return self.data.normalise(batch.float() if batch.is_floating_point() else batch.float().div_(255))
+        return self.data.normalise(to_unit(self.images[positions.to(self.images.device)].to(self.device)))
 
 
 def train_and_test(

@@ -15,32 +15,31 @@ from ld3m.evaluation.training import train
 HALF = find("quick").with_dtype("bfloat16")
 
 
-def trained(name: str, protocol, repeats: list[int], images: torch.Tensor) -> tuple[list[nn.Module], torch.Tensor, set]:
-    """Networks after one step at full rate on all images, its losses, and the dtypes that its layers gave."""
-    labels, seen = torch.arange(len(images)) % 3, set()
-    generators = [seeds.generator(0, "repeat", repeat) for repeat in repeats]
-    built = [networks.build(name, num_classes=3, resolution=images.shape[-1], generator=g) for g in generators]
-    for module in built[0].modules():
+def trained(name: str, protocol, images: torch.Tensor) -> tuple[nn.Module, torch.Tensor, set]:
+    """A network after one step at full rate on all images, its loss, and the dtypes that its layers gave."""
+    labels, seen, generator = torch.arange(len(images)) % 3, set(), seeds.generator(0)
+    network = networks.build(name, num_classes=3, resolution=images.shape[-1], generator=generator)
+    for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
     with seeds.scoped_global_rng(0, "dropout"):  # which ViT has
-        losses = train(built, [images] * len(repeats), labels, protocol, Recipe(0.01, 2, 0.6), generators)
-    return built, losses, seen
+        loss = train([network], [images], labels, protocol, Recipe(0.01, 2, 0.6), [generator])
+    return network, loss, seen
 
 
 @pytest.mark.parametrize("name", ["ConvNet-w0.06", "AlexNet-w0.06", "VGG11-w0.06", "ResNet18-w0.06", "ViT-w0.06"])
 def test_layers_run_in_bfloat16_and_weights_end_near_those_of_float32(name):
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole, exact, usual = trained(name, find("quick"), [0], images)
-    half, near, reduced = trained(name, HALF, [0], images)
+    whole, exact, usual = trained(name, find("quick"), images)
+    half, near, reduced = trained(name, HALF, images)
     assert usual == {torch.float32}
     assert reduced == {torch.bfloat16}
     assert near.dtype == torch.float32
     torch.testing.assert_close(near, exact, rtol=0.05, atol=0.02)
     assert not torch.equal(near, exact)
-    assert {parameter.dtype for parameter in half[0].parameters()} == {torch.float32}
-    start = networks.build(name, num_classes=3, resolution=32, generator=seeds.generator(0, "repeat", 0))
-    vectors = [nn.utils.parameters_to_vector(network.parameters()) for network in (start, *whole, *half)]
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    start = networks.build(name, num_classes=3, resolution=32, generator=seeds.generator(0))
+    vectors = [nn.utils.parameters_to_vector(network.parameters()) for network in (start, whole, half)]
     way, gap = vectors[1] - vectors[0], vectors[2] - vectors[1]
     # Instance norm on maps of a few pixels enlarges rounding: 0.45 for VGG11 and ResNet18, which have them.
     assert 0 < gap.norm() < 0.6 * way.norm()
@@ -48,8 +47,8 @@ def test_layers_run_in_bfloat16_and_weights_end_near_those_of_float32(name):
 
 def test_maps_of_odd_size_too():
     images = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))  # 12 -> 6 -> 3, which is pooled odd
-    _, losses, dtypes = trained("ConvNet-w0.06", HALF, [0], images)
-    assert losses.isfinite().all()
+    _, loss, dtypes = trained("ConvNet-w0.06", HALF, images)
+    assert loss.isfinite().all()
     assert dtypes == {torch.bfloat16}
 
 
