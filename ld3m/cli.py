@@ -1,4 +1,4 @@
-"""The command line: each command mirrors a function of the package."""
+"""The command line: each command does what a function of the package does; `ld3m sample` is `sample_dataset`."""
 
 import difflib
 import logging

@@ -270,9 +270,13 @@ def build(settings: Mapping[str, object], base: Config | None = None) -> Config:
 
 
 def _plain(value: object) -> object:
-    """Spell a path, a torch device or a torch dtype as the text that a file of settings has for it."""
+    """Spell a path, a torch device or dtype, or a NumPy number as a file of settings does."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
     if isinstance(value, Path) or type(value).__module__ == "torch":
         return str(value).removeprefix("torch.")
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "ndim", 1):
+        return value.item()
     return value
 
 

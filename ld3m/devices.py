@@ -1,5 +1,7 @@
 """The device that a computation runs on, and its precision."""
 
+import gc
+
 import torch
 
 from ld3m.config import DTYPES
@@ -19,6 +21,13 @@ def usable(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); leave it out, or say cpu") from error
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing uses any more: tensors in reference cycles, and the allocator's cache."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def precision(dtype: torch.dtype | str) -> torch.dtype:

@@ -1,6 +1,5 @@
 """The loop: iterate, log, checkpoint, resume; then render, save, evaluate and report."""
 
-import gc
 import logging
 import math
 import time
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ld3m import seeds
 from ld3m.config import DistillConfig, takes
+from ld3m.devices import release_memory
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.memory import Plan, is_out_of_memory, size_text
 from ld3m.objectives import Objective, rows_of
@@ -142,9 +142,7 @@ class _Loop:
     def _hold_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
         self.optimiser.zero_grad()
-        gc.collect()
-        if self.job.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.job.device)
         plan = None if self.plan is None else self.plan.smaller()
         if plan is None:
             needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"

@@ -13,7 +13,7 @@ import yaml
 
 from ld3m import pictures
 from ld3m.errors import ConfigError
-from ld3m.evaluation.report import cell_text, layout, most_repeats, remarks, spread_text
+from ld3m.evaluation.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
 from ld3m.report import read_mapping
 from ld3m.result import Result, folder_names, load
 from ld3m.storage import clear_write_errors, save_tensors, write_text
@@ -155,13 +155,18 @@ gives the labels; the last column is what such a loader makes of folders of thes
 
 ## Scores
 
-{_scores(read_mapping(result.path / "evaluation.json"))}
+{_all_scores(result.path)}
 
 ## Recipe
 
 ```yaml
-{yaml.safe_dump(dict(result.config), allow_unicode=True)}```
+{yaml.safe_dump(_public(result.config), allow_unicode=True)}```
 """
+
+
+def _public(config: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings without the folders of the machine that they were used on."""
+    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in config.items()}
 
 
 def _class_table(class_names: Sequence[str]) -> str:
@@ -174,9 +179,13 @@ def _class_table(class_names: Sequence[str]) -> str:
     return _table(["label", "class", "folder", "number by sorted folder name"], rows)
 
 
+def _all_scores(run: Path) -> str:
+    """Return the tables of the run's evaluations, hard labels first."""
+    found = (read_mapping(run / name) for name in FILES.values())
+    return "\n\n".join(_scores(evaluation) for evaluation in found if evaluation.get("rows")) or "Not evaluated."
+
+
 def _scores(evaluation: Mapping[str, object]) -> str:
-    if not evaluation.get("rows"):
-        return "Not evaluated."
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
     repeats = most_repeats(evaluation["rows"])
     rows = [

@@ -41,7 +41,7 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
     facts = facts or measured(  # before an evaluation adds to the peak
         job,
         seconds,
-        seconds_per_iteration=rounded(seconds_per_iteration),
+        seconds_per_iteration=seconds_per_iteration,
         iterations=job.config.iterations,
         plan=None if job.plan is None else job.plan.facts(),
     )
@@ -52,8 +52,10 @@ def finish(job: Job, result: Result, *, seconds: float, seconds_per_iteration: f
 
 
 def conclude(job: _Job, facts: dict[str, object], progress: bool) -> None:
-    """Evaluate what is in the run's folder, and write result.json with these facts, and report.html."""
+    """Write result.json with these facts, evaluate what is in the run's folder, and write report.html."""
     folder = job.folder.path
+    # Before the evaluation, often the longest part: broken off there, the run that goes on keeps its own facts.
+    write_json(folder / "result.json", facts | {"protocol": job.config.evaluate, "accuracy": None})
     if job.config.evaluate != "none" and not (folder / "evaluation.json").is_file():
         evaluate(  # writes its report into the folder
             folder,
@@ -63,7 +65,6 @@ def conclude(job: _Job, facts: dict[str, object], progress: bool) -> None:
             seed=job.config.seed,
             progress=progress,
         )
-    write_json(folder / "result.json", facts | {"protocol": job.config.evaluate, "accuracy": None})
     publish(folder)
 
 
@@ -79,14 +80,10 @@ def measured(job: _Job, seconds: float, **more: object) -> dict[str, object]:
         "device": torch.cuda.get_device_name(job.device) if is_cuda else cpu,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 2),
-        **more,
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in more.items()},
         "peak_memory_bytes": torch.cuda.max_memory_allocated(job.device) if is_cuda else resident,
         "peak_memory_of": "CUDA allocator" if is_cuda else "resident size of the process",
     }
-
-
-def rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)
 
 
 def versions() -> dict[str, str]:

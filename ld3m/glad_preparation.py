@@ -147,7 +147,7 @@ def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tupl
         "codes": (rows, generator.num_codes - 1 - config.layer, generator.w_dim),
     }
     if config.init not in STARTS:
-        return _given(config.init, shapes, generator.device)
+        return _given(config.init, dataset, shapes, generator.device)
     z = torch.randn(rows, generator.z_dim, generator=seeds.generator(config.seed, "initial latents"))
     ids = None
     if generator.num_classes is not None:
@@ -164,8 +164,10 @@ def _start(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tupl
     return features, codes[:, 1 + config.layer :].float()
 
 
-def _given(folder: str, shapes: dict[str, tuple[int, ...]], device: torch.device) -> tuple[Tensor, ...]:
-    parameters = given_set(folder, ("real", "noise")).parameters
+def _given(
+    folder: str, dataset: Dataset, shapes: dict[str, tuple[int, ...]], device: torch.device
+) -> tuple[Tensor, ...]:
+    parameters = given_set(folder, dataset, ("real", "noise")).parameters
     found = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     if found != shapes:
         raise ConfigError(f"init {folder} holds {found}; this run needs {shapes}: choose the set's own prior and layer")

@@ -1,5 +1,6 @@
 """Where the optimisation of latents, conditioning and pixels starts: real images, noise, or another distilled set."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
         shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
         noise = torch.randn(shape, generator=draw)
         return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
-    given = given_set(config.init)
+    given = given_set(config.init, dataset)
     if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
         raise ConfigError(
             f"init {config.init} holds images {tuple(given.images.shape)}; this run needs {num_classes} classes × "
@@ -62,8 +63,16 @@ def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) 
     return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
 
 
-def given_set(init: str, words: Sequence[str] = STARTS) -> Result:
-    """Open the distilled set that a setting `init` names which is none of its words."""
+def given_set(init: str, dataset: Dataset, words: Sequence[str] = STARTS) -> Result:
+    """Open the distilled set of these classes that a setting `init` names which is none of its words."""
     if not (Path(init) / result.DISTILLED).is_file():
         raise ConfigError(f"init is {', '.join(map(repr, words))} or the folder of a distilled set, got {init!r}")
-    return result.load(init)
+    given = result.load(init)
+    pairs = enumerate(itertools.zip_longest(given.class_names, dataset.class_names))
+    if differing := next(((label, *pair) for label, pair in pairs if pair[0] != pair[1]), None):
+        label, own, wanted = differing
+        raise ConfigError(
+            f"init {init} has other classes than the data, or the same in another order: label {label} is {own!r} "
+            f"there, and {wanted!r} here; choose a set distilled from this data"
+        )
+    return given

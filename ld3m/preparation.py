@@ -29,6 +29,7 @@ from ld3m.sampling import SampleConfig
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
 
 logger = logging.getLogger(__name__)
+_PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def prepare(
 ) -> Job:
     """Check settings, folder, prior and data, in this order, and build what the loop needs."""
     folder = claim(out, resume=resume, overwrite=overwrite)
-    settings, prior = split_prior(dict(settings) if folder else in_memory(settings))
+    check_outside(folder, data)
+    settings, prior = split_prior(whole_paths(settings if folder else in_memory(settings)))
     data_name = name_of(data)
     config = stored_or_given(folder, settings, DistillConfig)
     configuration.one_of(config.injection, "injection", INJECTIONS)
@@ -93,6 +95,22 @@ def name_of(data: object) -> str:
     if not isinstance(data, str | Path):
         return f"<{type(data).__name__}>"
     return str(Path(data).resolve()) if str(data) != "builtin" and Path(data).exists() else str(data)
+
+
+def whole_paths(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings with paths from the root: a run can be resumed from another folder."""
+    return {
+        name: name_of(value) if name in _PATHS and isinstance(value, str | Path) and value not in STARTS else value
+        for name, value in settings.items()
+    }
+
+
+def check_outside(folder: RunFolder | None, data: object) -> None:
+    """Raise where the run's own images would become images of its data."""
+    if folder is not None and data_room.would_read(data, folder.path):
+        raise ConfigError(
+            f"out {folder.path} lies in the data {data}, where it would be read as a class; choose an --out elsewhere"
+        )
 
 
 def in_memory(settings: Mapping[str, object]) -> dict[str, object]:

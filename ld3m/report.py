@@ -85,7 +85,7 @@ def write_report(folder: Path) -> Path:
     is_sampled = "selector" in config  # no iterations, so no curves
     sections = {
         "Images": _images(folder, result),
-        "Accuracy": _accuracy(evaluation),
+        **({"Accuracy": _accuracy(evaluation)} if evaluation or not soft else {}),
         **({"Accuracy with soft labels": _accuracy(soft)} if soft else {}),
         **({} if is_sampled else {"Curves": _curves(folder)}),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),

@@ -1,5 +1,6 @@
 """The commands that make a run: settings from a file, the stored run and the command line; then the run itself."""
 
+import argparse
 import dataclasses
 import shlex
 import sys
@@ -60,10 +61,9 @@ def run(argv: list[str], name: str, command: type[_Command], function: Callable[
     from ld3m.evaluation import Report
 
     prog = f"ld3m {name}"
-    first = tyro.cli(command, prog=prog, args=argv)
-    file, stored_data = _base_settings(first)
-    base = build(file, type(first.settings)())
-    # Parsed again with the file's or run's values as defaults: what then differs was said on the command line.
+    file, stored_data = _base_settings(argv)
+    base = build(file, command().settings)
+    # With the file's or the run's values as defaults, what differs was said on the command line.
     parsed = tyro.cli(command, prog=prog, args=argv, default=command(settings=base))
     said = {
         f.name: getattr(parsed.settings, f.name)
@@ -91,15 +91,24 @@ def run(argv: list[str], name: str, command: type[_Command], function: Callable[
         print(Report.from_json(path.read_text(encoding="utf-8")).table())
 
 
-def _base_settings(command: _RunOptions) -> tuple[dict[str, object], str | None]:
+def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:
     """Return the settings beneath the command line, and the data they name: of --config, or of the resumed run."""
-    path = command.config
-    if command.resume:
-        if command.config is not None:
+    # Only what says where they are is read here: whether the others agree shows on top of them.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False)
+    try:
+        given, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:  # an option without its value, which the whole command line is refused for
+        return {}, None
+    path = given.config
+    if given.resume:
+        if given.config is not None:
             raise ConfigError("config and resume exclude each other: a resumed run has its settings already")
-        if command.out is None:
+        if given.out is None:
             raise ConfigError("resume needs --out, the folder of the run to go on with")
-        path = command.out / "config.yaml"
+        path = given.out / "config.yaml"
         if not path.is_file():
             return {}, None
     settings = {} if path is None else read_yaml(path)

@@ -76,6 +76,7 @@ class RunFolder:
         self.fingerprint = fingerprint
         if self.is_resumed:
             return
+        settings = to_yaml(config, data=data)
         with clear_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             made = ["images/*/*.png"]
@@ -84,7 +85,7 @@ class RunFolder:
             found = (path for pattern in made for path in self.path.glob(pattern))
             for path in (*(self.path / name for name in _OWN), *found):
                 path.unlink(missing_ok=True)
-        write_text(self.path / _CONFIG, to_yaml(config, data=data))
+        write_text(self.path / _CONFIG, settings)
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""

@@ -49,6 +49,8 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 def require_writable(folder: Path, remedy: str) -> None:
     """Raise, before any work is done that would be lost, where no file can be written into a folder."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise Ld3mError(f"could not write into {folder}: {there} is a file; {remedy}")
     if not os.access(there, os.W_OK):
         raise Ld3mError(f"could not write into {folder}: no permission; {remedy}")
 

@@ -1,9 +1,10 @@
 """Data sets sampled from a prior, class by class: gather statistics, choose latents by them, sample images."""
 
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +15,18 @@ from tqdm.auto import tqdm
 from ld3m import pictures, seeds
 from ld3m.chain import sample
 from ld3m.config import takes, to_plain
-from ld3m.errors import ConfigError
+from ld3m.devices import release_memory
+from ld3m.errors import MemoryBudgetError, NumericsError
+from ld3m.memory import is_out_of_memory
 from ld3m.preparation import in_memory
 from ld3m.result import DISTILLED, Result, load
 from ld3m.rows import RowFile
 from ld3m.runs import RunFolder, claim
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
-from ld3m.storage import load_tensors, save_tensors
+from ld3m.storage import save_tensors
 from ld3m.synthesis_preparation import SampleJob, prepare_sampling
 
+logger = logging.getLogger(__name__)
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10  # what grid.png shows at most
 
 
@@ -57,6 +61,8 @@ def sample_dataset(
         ConfigError: settings that are unknown, contradict each other, or differ from those of the resumed run.
         DataError: data that cannot be read or is too small.
         InputError: classes of the data that are none of the prior's.
+        NumericsError: statistics or images that are not finite; the classes before are kept.
+        MemoryBudgetError: the device cannot hold one image at a time.
     """
     started = time.perf_counter()
     folder = claim(out, resume=resume, overwrite=overwrite)
@@ -64,21 +70,25 @@ def sample_dataset(
         with tempfile.TemporaryDirectory() as scratch:
             job = prepare_sampling(data, in_memory(settings), RunFolder(Path(scratch), resume=False, overwrite=False))
             _sample_classes(job, progress)
-            loaded = load(scratch)
-            parameters = {name: tensor.clone() for name, tensor in loaded.parameters.items()}
-            return replace(loaded, images=loaded.images.clone(), parameters=parameters, path=None)
+            return _detached(load(scratch))
     job = prepare_sampling(data, settings, folder)
     seconds_per_class = _sample_classes(job, progress)
-    from ld3m.finishing import conclude, measured, rounded
+    from ld3m.finishing import conclude, measured
     from ld3m.report import read_mapping
 
     result = load(out)
     if not (job.folder.path / "grid.png").is_file():
         _draw_grid(job.folder.path, result)
     facts = read_mapping(job.folder.path / "result.json") if seconds_per_class is None else {}
-    facts = facts or measured(job, time.perf_counter() - started, seconds_per_class=rounded(seconds_per_class))
+    facts = facts or measured(job, time.perf_counter() - started, seconds_per_class=seconds_per_class)
     conclude(job, facts, progress)
     return result
+
+
+def _detached(stored: Result) -> Result:
+    """Return a result that does not hold on to the file it was loaded from."""
+    own = {name: getattr(stored, name).clone() for name in ("images", "labels", "mean", "std")}
+    return replace(stored, **own, parameters={name: t.clone() for name, t in stored.parameters.items()}, path=None)
 
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
@@ -96,7 +106,7 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
         unit="class",
     )  # fmt: skip
     for label in bar:
-        line = _sample_class(job, label, rows)
+        job, line = _within_memory(job, label, rows)
         job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
         job.folder.save_checkpoint(label + 1, {})
     seconds = (time.perf_counter() - started) / max(1, num_classes - first)
@@ -124,12 +134,31 @@ def _row_file(job: SampleJob) -> RowFile:
     return rows
 
 
+def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob, dict[str, object]]:
+    """Sample a class; where memory runs out, again with half as many images at once, as do the classes after it."""
+    try:
+        return job, _sample_class(job, label, rows)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.debug("class %d", label, exc_info=error)
+    release_memory(job.device)  # out here, where no traceback holds on to it any more
+    name, at_once = job.dataset.class_names[label], job.config.micro_batch // 2
+    if not at_once:
+        raise MemoryBudgetError(
+            f"{job.device} ran out of memory in class {name!r}, with one image at a time; the classes before it are "
+            "kept. Free what other programs hold, or start anew with a lower resolution, or dtype bfloat16"
+        )
+    logger.warning("out of memory in class %r; it is repeated with %d images at once", name, at_once)
+    return _within_memory(replace(job, config=replace(job.config, micro_batch=at_once)), label, rows)
+
+
 @torch.no_grad()
 def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object]:
     """Write the images of one class; return what is worth a line in the log."""
     config, started = job.config, time.perf_counter()
     conditioning = job.prior.embed(torch.tensor([job.class_ids[label]])).float()
-    statistics = _statistics(job, label, conditioning)
+    statistics = job.stored_statistics(label) or _gather(job, label, conditioning)
     seed = seeds.derive(config.seed, "select", label)
     chosen, facts = SELECTORS[config.selector].select(statistics, config, seed, job.device)
     sampled = sample(
@@ -141,6 +170,7 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
         micro_batch=config.micro_batch,
     )
     images = torch.cat([job.prior.decode(part).float().cpu() for part in sampled.split(config.micro_batch)])
+    _require_finite(job, label, {"images": images})
     images = ((images + 1) / 2).clamp(0, 1)
     for k, image in enumerate(images):
         path = job.folder.path / "images" / job.folder_names[label] / f"{k}.png"
@@ -150,45 +180,24 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
 
 
-def _statistics(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics:
-    """Return a class's statistics: stored ones, or new ones, which are stored."""
-    config = job.config
-    folder = Path(config.statistics) if config.statistics else job.folder.path / "statistics"
-    path = folder / f"class-{label:05}.safetensors"
-    positions = job.real_images(label)
-    about = _provenance(job, label, len(positions))
-    if path.is_file():
-        tensors, stored = load_tensors(path)
-        changed = [f"{k} {stored.get(k)!r} → {v!r}" for k, v in about.items() if stored.get(k) != v]
-        if changed:
-            own = stored.get("images", about["images"])
-            other = f", or use --real-images {own}" if own != about["images"] else ""
-            raise ConfigError(
-                f"the statistics in {path} are of another run: {', '.join(changed)}; leave them out{other}"
-            )
-        return ClassStatistics(**tensors, step=config.stop, steps=config.steps)
-    if config.statistics:
-        raise ConfigError(f"statistics has no {path.name} in {folder}; name a finished run's folder of statistics")
-    seed = seeds.derive(config.seed, "statistics", label)
-    gather = SELECTORS[config.selector].gather
-    statistics = gather(job.prior, _latents(job, positions), conditioning, config, seed)
-    save_tensors(path, {"mean": statistics.mean, "std": statistics.std}, about)
+def _gather(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics:
+    """Gather a class's statistics from its real images, and store them."""
+    seed = seeds.derive(job.config.seed, "statistics", label)
+    latents = _latents(job, job.real_images(label))
+    statistics = SELECTORS[job.config.selector].gather(job.prior, latents, conditioning, job.config, seed)
+    _require_finite(job, label, {"statistics": statistics.mean + statistics.std})
+    path = job.statistics_file(label)
+    save_tensors(path, {"mean": statistics.mean, "std": statistics.std}, job.provenance(label))
     return statistics
 
 
-def _provenance(job: SampleJob, label: int, num_images: int) -> dict[str, str]:
-    """Say everything that a class's statistics follow from."""
-    config, dataset = job.config, job.dataset
-    about = {"data": dataset.fingerprint, "class": dataset.class_names[label], "images": num_images}
-    if config.selector == "kmeans" or num_images < len(dataset.train.of_class(label)):
-        about["seed"] = config.seed  # which decides the centres, or the images
-    about |= {"resolution": config.resolution, "prior": job.prior_name, "class_id": job.class_ids[label]}
-    about |= {"dtype": config.dtype, "steps": config.steps, "stop": config.stop}
-    if config.selector == "kmeans":
-        about["prototypes"] = config.ipc
-    else:
-        about["inversion_guidance"] = float(config.inversion_guidance)
-    return {key: str(value) for key, value in about.items()}
+def _require_finite(job: SampleJob, label: int, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if not value.isfinite().all():
+            raise NumericsError(
+                f"the {name} of class {job.dataset.class_names[label]!r} hold NaN or infinite values; the classes "
+                "before it are kept. Start anew with a lower guidance, or dtype float32"
+            )
 
 
 def _latents(job: SampleJob, positions: Tensor) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ import copy
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,17 +16,20 @@ from ld3m.errors import ConfigError, DataError
 from ld3m.fingerprints import fingerprint
 from ld3m.preparation import (
     check_latent_size,
+    check_outside,
     check_protocol,
     load_data,
     name_of,
     split_prior,
     stored_or_given,
+    whole_paths,
 )
 from ld3m.priors import Execution, Prior, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.result import folder_names
 from ld3m.runs import RunFolder
-from ld3m.sampling import SampleConfig, resolve
+from ld3m.sampling import ClassStatistics, SampleConfig, resolve
+from ld3m.storage import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +63,53 @@ class SampleJob:
         chosen = torch.randperm(len(members), generator=draw)[: self.config.real_images]
         return members[chosen.sort().values]
 
+    def statistics_file(self, label: int) -> Path:
+        """Return where a class's statistics are, or go to: the folder that the settings name, or this run's."""
+        folder = Path(self.config.statistics) if self.config.statistics else self.folder.path / "statistics"
+        return folder / f"class-{label:05}.safetensors"
+
+    def stored_statistics(self, label: int) -> ClassStatistics | None:
+        """Return a class's statistics, None where they are still to be gathered.
+
+        Raises:
+            ConfigError: they follow from other data, prior or settings, or the folder that the settings name has none.
+        """
+        path, about = self.statistics_file(label), self.provenance(label)
+        if not path.is_file():
+            if self.config.statistics:
+                raise ConfigError(
+                    f"statistics has no {path.name} in {path.parent}; name a finished run's folder of statistics"
+                )
+            return None
+        tensors, stored = load_tensors(path)
+        changed = [f"{k} {stored.get(k)!r} → {v!r}" for k, v in about.items() if stored.get(k) != v]
+        if changed:
+            own = stored.get("images", about["images"])
+            other = f", or use --real-images {own}" if own != about["images"] else ""
+            raise ConfigError(
+                f"the statistics in {path} are of another run: {', '.join(changed)}; leave them out{other}"
+            )
+        return ClassStatistics(**tensors, step=self.config.stop, steps=self.config.steps)
+
+    def provenance(self, label: int) -> dict[str, str]:
+        """Say everything that a class's statistics follow from."""
+        config, dataset, num_images = self.config, self.dataset, len(self.real_images(label))
+        about = {"data": dataset.fingerprint, "class": dataset.class_names[label], "images": num_images}
+        if config.selector == "kmeans" or num_images < len(dataset.train.of_class(label)):
+            about["seed"] = config.seed  # which decides the centres, or the images
+        about |= {"resolution": config.resolution, "prior": self.prior_name, "class_id": self.class_ids[label]}
+        about |= {"dtype": config.dtype, "steps": config.steps, "stop": config.stop}
+        if config.selector == "kmeans":
+            about["prototypes"] = config.ipc
+        else:
+            about["inversion_guidance"] = float(config.inversion_guidance)
+        return {key: str(value) for key, value in about.items()}
+
 
 def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolder) -> SampleJob:
     """Check settings, folder, prior and data, in this order, and build what the classes need."""
-    settings, prior = split_prior(settings)
+    check_outside(folder, data)
+    settings, prior = split_prior(whole_paths(settings))
     data_name = name_of(data)
     config = stored_or_given(folder, settings, SampleConfig)
     device = usable(config.device)
@@ -84,8 +131,12 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     dataset = load_data(data, config)
     config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
+    job = SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
+    if config.statistics and not folder.is_resumed:
+        for label in range(dataset.train.num_classes):  # before the folder is touched
+            job.stored_statistics(label)
     folder.start(data_name, config, dataset.fingerprint)
-    return SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
+    return job
 
 
 def _check_images(config: SampleConfig, dataset: Dataset, is_said: bool) -> SampleConfig:

@@ -154,3 +154,40 @@ def test_info_checks_the_settings_of_a_plan_that_it_does_not_make(options, messa
     status, out, err = ld3m_command(f"info {options}")
     assert (status, out) == (2, "")
     assert message in err
+
+
+def test_options_that_fit_the_settings_beneath_them_are_taken(small, ld3m_command, coloured_folder, tmp_path):
+    """What they fit is said by the file or the stored run, not by the defaults."""
+    (tmp_path / "config.yaml").write_text("steps: 100\n")
+    status, _, err = ld3m_command(
+        "sample", coloured_folder, "--prior random:tiny --evaluate none --stop 60", "--config", tmp_path / "config.yaml"
+    )
+    assert status == 2 and "no class of random:tiny matches" in err
+    options = "--algorithm mtt --num-experts 1 --expert-epochs 1 --max-start-epoch 2 --student-steps 1"
+    assert small(options, "--expert-training-epochs 2 --out", tmp_path / "run")[0] == 0
+    status, _, err = ld3m_command("distill", coloured_folder, "--resume --out", tmp_path / "run", "--experts e")
+    assert status == 2 and "these differ: experts None → 'e'" in err
+
+
+def test_a_run_goes_on_from_another_folder(small, ld3m_command, coloured_folder, tmp_path, monkeypatch):
+    given = tmp_path / "given"
+    assert small("--out", given)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert small("--init given --out", tmp_path / "run")[0] == 0
+    monkeypatch.chdir("/")
+    assert ld3m_command("distill", coloured_folder, "--quiet --resume --out", tmp_path / "run")[0] == 0
+    assert small("--resume --out", tmp_path / "run", "--init", given)[0] == 0
+
+
+def test_a_run_among_the_classes_of_its_data_is_refused(small_options, ld3m_command, coloured_folder, tmp_path):
+    data = shutil.copytree(coloured_folder, tmp_path / "data")
+    is_split = (data / "train").is_dir()
+    inside = data / "train/run" if is_split else data / "run"
+    status, _, err = ld3m_command("distill", data, small_options, "--out", inside)
+    assert status == 2 and "where it would be read as a class; choose an --out elsewhere" in err
+    assert not inside.exists()
+
+
+def test_a_teacher_is_no_folder(ld3m_command, coloured_folder, tmp_path):
+    status, _, err = ld3m_command("teacher", coloured_folder, "--resolution 16 --quiet --overwrite --out", tmp_path)
+    assert status == 2 and "is a folder; name the file of the teacher" in err

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -224,3 +225,10 @@ def test_differences_name_old_and_new():
     stored = DistillConfig(lr=0.1)
     assert differences(stored, stored) == []
     assert differences(stored, replace(stored, lr=0.2, seed=3)) == ["lr 0.1 → 0.2", "seed 0 → 3"]
+
+
+@pytest.mark.parametrize("settings", [{"lr": np.float64(0.25)}, {"ipc": np.int64(3)}, {"class_ids": [np.int32(2), 1]}])
+def test_numbers_of_numpy_are_written_as_numbers(settings, tmp_path):
+    config = build(settings)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert build(read_yaml(tmp_path / "config.yaml")) == config

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,23 @@ def test_the_readme_has_the_scores_where_there_are_some(run, tmp_path):
     scores = section((export(run, "safetensors", tmp_path / "single") / "README.md").read_text(), "Scores")
     assert "±" not in scores and "one training; protocol: quick." in scores
     assert table(scores)[2] == ["random", "40.0"]
+
+
+def test_the_readme_has_the_scores_of_soft_labels(run, tmp_path):
+    rows = [{"set": "ld3m", "network": "ViT", "accuracies": [60.0, 70.0], "mean": 65.0, "std": 5.0, "labels": "soft"}]
+    soft = {"rows": rows, "unseen": {}, "protocol": {"name": "rded"}}
+    (run / "evaluation-soft.json").write_text(json.dumps(soft))
+    scores = section((export(run, "safetensors", tmp_path / "soft") / "README.md").read_text(), "Scores")
+    assert "Not evaluated" not in scores and "protocol: rded." in scores
+    assert table(scores)[2] == ["ld3m", "65.0 ± 5.0"]
+
+
+def test_the_readme_names_no_folder_of_the_machine(result, tmp_path):
+    config = {"data": str(tmp_path / "photos"), "prior": str(tmp_path / "weights.ckpt"), "steps": 10}
+    replace(result, config=config).save(tmp_path / "run")
+    readme = (export(tmp_path / "run", "safetensors", tmp_path / "set") / "README.md").read_text()
+    assert str(tmp_path) not in readme
+    assert "data: photos\n" in readme and "prior: weights.ckpt\n" in readme and "steps: 10\n" in readme
 
 
 def test_folder_names_are_distinct_even_without_regard_to_case():

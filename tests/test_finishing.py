@@ -3,7 +3,10 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 import ld3m
+from ld3m import finishing
 from ld3m.evaluation import PROTOCOLS
 
 
@@ -23,3 +26,17 @@ def test_the_protocol_is_that_of_the_accuracy(distill_small, coloured, tmp_path)
     facts = json.loads((path / "result.json").read_text())
     assert facts["protocol"] == "short"
     assert facts["accuracy"] == {name: list(score) for name, score in report.unseen.items()}
+
+
+def test_measurements_outlive_an_evaluation_that_is_broken_off(distill_small, tmp_path, monkeypatch):
+    def broken_off(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finishing, "evaluate", broken_off)
+        distill_small(out=tmp_path / "run", evaluate="quick", resolution=32)
+    before = json.loads((tmp_path / "run/result.json").read_text())
+    monkeypatch.setattr(finishing, "evaluate", lambda *_, **__: None)
+    distill_small(out=tmp_path / "run", resume=True, evaluate="quick", resolution=32)
+    assert json.loads((tmp_path / "run/result.json").read_text()) == before
+    assert before["seconds_per_iteration"] > 0

@@ -1,6 +1,7 @@
 """What a run starts from, and what is refused before anything is written."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,13 @@ def test_a_distilled_set_may_be_the_start(make, distill_small, tiny_prior, tmp_p
         ConfigError, match=r"init .+ holds images \(3, 3, 16, 16\); this run needs 3 classes × 2 at 16 px"
     ):
         make(init=given.path, ipc=2)
+
+
+def test_a_start_of_other_classes_is_refused(make, distill_small, tmp_path):
+    given = distill_small(space="pixel", iterations=1, out=tmp_path / "given")
+    replace(given, class_names=("r", "b", "g")).save(tmp_path / "given")
+    with pytest.raises(ConfigError, match=r"another order: label \d is '\w' there, and '\w' here"):
+        make(init=given.path, space="pixel")
 
 
 @pytest.mark.parametrize("settings", [{"injection": "z0"}, {"schedule": "cubic"}])

@@ -134,6 +134,12 @@ def test_soft_labels_get_a_table_of_their_own(run):
     assert "best_epoch: the best of the last 9 epochs" in section
 
 
+def test_soft_labels_alone_are_an_evaluation(run):
+    (run / "evaluation.json").rename(run / "evaluation-soft.json")
+    assert "Accuracy with soft labels" in page(run)
+    assert "have not been evaluated yet" not in page(run)
+
+
 def test_one_training_has_no_standard_deviation(run):
     rows = [row | {"accuracies": row["accuracies"][:1], "std": 0.0} for row in EVALUATION["rows"]]
     (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"rows": rows, "unseen": {"ld3m": [47.5, 0.0]}}))

@@ -181,3 +181,9 @@ def test_what_a_killed_process_left_goes_when_it_is_old_and_what_another_writes_
     storage.write_json(tmp_path / "a.json", [])
 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.json", young.name, foreign.name])
+
+
+def test_a_file_where_a_folder_should_be_is_seen_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Ld3mError, match=r"could not write into .*file/in: .*file is a file; choose another"):
+        storage.require_writable(tmp_path / "file/in", "choose another")

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 import ld3m
-from ld3m import storage, synthesis, synthesis_preparation
+from ld3m import chain, storage, synthesis, synthesis_preparation
 from ld3m.chain import sample
-from ld3m.errors import ConfigError, DataError, InputError
+from ld3m.errors import ConfigError, DataError, InputError, MemoryBudgetError, NumericsError
 from ld3m.runs import RunFolder
 from ld3m.sampling import SELECTORS
 
@@ -190,9 +190,56 @@ def test_statistics_of_some_images_are_of_one_seed(whole, go, tmp_path):
         go(statistics=str(some))
 
 
+def test_a_run_refused_for_its_statistics_touches_no_folder(whole, go, tmp_path):
+    some = shutil.copytree(whole / "statistics", tmp_path / "some")
+    (some / "class-00002.safetensors").unlink()
+    for settings in ({"statistics": str(whole / "statistics"), "stop": 4}, {"statistics": str(some)}):
+        with pytest.raises(ConfigError, match="statistics"):
+            go(out=tmp_path / "new", **settings)
+        assert not (tmp_path / "new").exists()
+    there = shutil.copytree(whole, tmp_path / "there")
+    with pytest.raises(ConfigError, match="statistics"):
+        go(out=there, overwrite=True, ipc=3, statistics=str(some))
+    assert bytes_of(there) == bytes_of(whole)
+
+
 def test_statistics_that_are_not_there(go, tmp_path):
     with pytest.raises(ConfigError, match=r"statistics has no class-00000\.safetensors"):
         go(statistics=str(tmp_path))
+
+
+def test_a_class_that_runs_out_of_memory_is_repeated_with_less_at_once(go, whole, tmp_path, monkeypatch, caplog):
+    sizes = []
+
+    def limited(*arguments, micro_batch, **more):
+        sizes.append(micro_batch)
+        if micro_batch > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return chain.sample(*arguments, micro_batch=micro_batch, **more)
+
+    monkeypatch.setattr(synthesis, "sample", limited)
+    result = go(out=tmp_path / "run", ipc=2)
+    assert sizes == [64, 32, 16, 16, 16]
+    assert torch.allclose(result.images, ld3m.load(whole).images, atol=1e-5)
+    assert "out of memory in class '0'; it is repeated with 16 images at once" in caplog.text
+    monkeypatch.setattr(synthesis, "sample", run_out)
+    with pytest.raises(MemoryBudgetError, match=r"ran out of memory in class '0', with one image at a time"):
+        go()
+
+
+def run_out(*_, **__):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("name", ["statistics", "images"])
+def test_what_is_not_finite_is_not_stored(name, go, tiny_prior, tmp_path, monkeypatch):
+    method = {"statistics": "encode", "images": "decode"}[name]
+    whole = getattr(type(tiny_prior), method)
+    monkeypatch.setattr(type(tiny_prior), method, lambda prior, x: whole(prior, x) * torch.nan)
+    with pytest.raises(NumericsError, match=rf"the {name} of class '0' hold NaN or infinite values"):
+        go(out=tmp_path / "run")
+    assert not [*(tmp_path / "run").rglob("*.png")]
+    assert name == "images" or not [*(tmp_path / "run").rglob("class-*.safetensors")]
 
 
 @pytest.mark.parametrize(

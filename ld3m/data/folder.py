@@ -38,7 +38,8 @@ def read_folder(path: Path) -> Source:
         by_class = _classes(files, folders, top, path)
         return _source(path, len(top), by_class, None, read)
 
-    test_name = next((splits[name] for name in TEST_SPLITS if name in splits), None)
+    held_out = [splits[name] for name in TEST_SPLITS if name in splits]  # of two, one may have no classes
+    test_name = next((name for name in held_out if _children(folders, (*top, name))), next(iter(held_out), None))
     if unused := sorted(set(splits.values()) - {train_name, test_name}):
         read_names = " and ".join(filter(None, (train_name, test_name)))
         logger.warning("%s: beside %s, %s is not read", path, read_names, ", ".join(unused))
@@ -48,6 +49,17 @@ def read_folder(path: Path) -> Source:
     test = _classes(files, folders, (*top, test_name), path)
     check_same_classes(list(train), list(test))
     return _source(path, len(top), train, test, read)
+
+
+def would_read(root: Path, folder: Path) -> bool:
+    """Whether `read_folder(root)` takes what lies in a folder, or will, for images of the data."""
+    root, folder = root.resolve(), folder.resolve()
+    if not folder.is_relative_to(root):
+        return False
+    parts = folder.relative_to(root).parts
+    has_train = any(child.is_dir() and child.name.casefold() in _TRAIN for child in root.iterdir())
+    is_beside = has_train and parts and parts[0].casefold() not in _TRAIN + TEST_SPLITS
+    return not is_beside and all(map(_is_visible, parts))
 
 
 def _source(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ld3m.data import folder as image_folder
 from ld3m.data.builtin import read_builtin
-from ld3m.data.folder import read_folder
 from ld3m.data.idx import is_idx_folder, read_idx_folder
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.data.items import Items, Source, decode, split
@@ -81,6 +81,14 @@ def load(
     )
 
 
+def would_read(source: object, folder: Path) -> bool:
+    """Whether what is written into a folder becomes part of a source."""
+    if not isinstance(source, str | os.PathLike) or source == "builtin":
+        return False
+    path = Path(source).expanduser()
+    return path.is_dir() and not is_idx_folder(path) and image_folder.would_read(path, folder)
+
+
 def _open(source: object, decode_items: partial) -> Source:
     if not isinstance(source, str | os.PathLike):
         return read_object(source, decode_items)
@@ -92,7 +100,7 @@ def _open(source: object, decode_items: partial) -> Source:
     try:
         if not path.exists():
             raise DataError(f"there is no data {str(source)!r}; expected 'builtin', 'hf:NAME', a folder or a zip")
-        return read_idx_folder(path) if path.is_dir() and is_idx_folder(path) else read_folder(path)
+        return read_idx_folder(path) if path.is_dir() and is_idx_folder(path) else image_folder.read_folder(path)
     except OSError as error:
         raise DataError(f"data {str(source)!r} cannot be read: {error}; check its name and permissions") from error
 

@@ -28,7 +28,8 @@ def read_object(source: object, decode: Decode) -> Source:
     if "train" not in source:
         raise DataError(f"a mapping of splits needs the key 'train', found {list(source)}; rename the training split")
     train, class_names = _split(source["train"], "train", decode)
-    test_key = next((key for key in TEST_SPLITS if key in source), None)
+    held_out = [key for key in TEST_SPLITS if key in source]
+    test_key = next((key for key in held_out if not _is_unlabelled(source[key])), next(iter(held_out), None))
     if test_key is None:
         return Source(_name(source["train"]), train, None, class_names)
     test, test_names = _split(source[test_key], test_key, decode)
@@ -125,6 +126,14 @@ def _is_hugging_face(source: object) -> bool:
     """Whether it is a datasets.Dataset. Only who imported `datasets` has one; a module of that name may be another."""
     kind = getattr(sys.modules.get("datasets"), "Dataset", ())
     return isinstance(source, kind) and hasattr(source, "features")
+
+
+def _is_unlabelled(source: object) -> bool:
+    """Whether it is a datasets.Dataset with -1 for every label, as where the answers are kept secret."""
+    if not _is_hugging_face(source):
+        return False
+    label = next((name for name in _LABEL_COLUMNS if name in source.features), None)
+    return label is not None and all(value == -1 for value in source.with_format(None)[label][:])
 
 
 def _hugging_face(dataset: object, split_name: str) -> Split:

@@ -117,7 +117,7 @@ def evaluate(
         from ld3m.report import publish  # which shows evaluations
 
         save_report(report, folder)
-        finished.forget()
+        finished.forget(comparison.trainings)
         publish(folder)
     return report
 
@@ -189,6 +189,12 @@ class Comparison:
         return (str(self.result.config.get("space", "distilled")), *self.positions)
 
     @property
+    def trainings(self) -> list[Training]:
+        """All that are to be done, first those of the rows, then those that are there for the scores alone."""
+        own = [Training(s, n, r) for r in range(self.repeats) for s in self.sets for n in self.networks]
+        return own + self.extra
+
+    @property
     def extra(self) -> list[Training]:
         """The trainings that are there for the scores alone."""
         facts = self.scores, self.protocol.labels, self.sets[0]
@@ -205,8 +211,7 @@ class Comparison:
 
     def run(self, finished: Progress, together: bool, show: bool) -> None:
         """Do the trainings that are not finished, the repeats of a network at once where `together` says so."""
-        trainings = [Training(s, n, r) for r in range(self.repeats) for s in self.sets for n in self.networks]
-        trainings += self.extra
+        trainings = self.trainings
         batch = self.protocol.batch_size(len(self.result.labels), len(self.counts)) * self.data.resolution**2
         left = [training for training in trainings if training not in finished.accuracies]
         alone = {name for name in self.networks if has_dropout(self._blueprint(name))}  # draws from what threads share

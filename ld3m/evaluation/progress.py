@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import astuple
 from pathlib import Path
 
@@ -29,17 +30,21 @@ class Progress:
         """Keep a result."""
         self.accuracies[training] = accuracies
         if self.path:
-            done = [[astuple(training), accuracies] for training, accuracies in self.accuracies.items()]
-            write_json(self.path, self._stored() | {self.key: done})
+            write_json(self.path, self._stored() | {self.key: self._rows()})
 
-    def forget(self) -> None:
-        """Remove from disk what a finished evaluation has no use for."""
+    def forget(self, used: Collection[Training]) -> None:
+        """Remove from disk what a finished evaluation has no use for any more; trainings of another one stay."""
+        for training in used:
+            self.accuracies.pop(training, None)
         if self.path and self.path.is_file():
-            others = {key: done for key, done in self._stored().items() if key != self.key}
-            if others:
-                write_json(self.path, others)
+            left = self._stored() | {self.key: self._rows()}
+            if left := {key: rows for key, rows in left.items() if rows}:
+                write_json(self.path, left)
             else:
                 self.path.unlink()
+
+    def _rows(self) -> list:
+        return [[astuple(training), accuracies] for training, accuracies in self.accuracies.items()]
 
     def _stored(self) -> dict[str, list]:
         if not self.path or not self.path.is_file():

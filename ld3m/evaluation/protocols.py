@@ -1,6 +1,5 @@
 """Evaluation protocols: how a network is trained on a small set before it is tested, once, after the last epoch."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -173,10 +172,7 @@ def find(protocol: str | Protocol) -> Protocol:
     """
     if isinstance(protocol, Protocol):
         return protocol
-    if protocol not in PROTOCOLS:
-        close = difflib.get_close_matches(str(protocol), PROTOCOLS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"protocol is one of {', '.join(PROTOCOLS)}; got {protocol!r}{hint}")
+    one_of(protocol, "protocol", tuple(PROTOCOLS))
     return PROTOCOLS[protocol]
 
 

@@ -114,4 +114,7 @@ def load_teacher(path: str | Path) -> Teacher:
 
 
 def _train(data: Dataset) -> str:
-    return f"train one on it: ld3m teacher {data.name} --resolution {data.resolution} --out FILE"
+    return (
+        f"train one on it: ld3m teacher DATA --resolution {data.resolution} --out FILE, with the --holdout of the run "
+        "where it had one"
+    )

@@ -60,6 +60,10 @@ def train_teacher(
         NumericsError: the weights diverged.
     """
     training = training or TeacherTraining()
+    if Path(out).is_dir():
+        raise ConfigError(
+            f"{out} is a folder; name the file of the teacher, such as {Path(out) / 'teacher.safetensors'}"
+        )
     if Path(out).exists() and not overwrite:
         raise ConfigError(f"{out} is there already; name another file, or allow overwrite")
     require_writable(Path(out).parent, "name another file")

@@ -67,8 +67,10 @@ def match_classes(
 
 def _match(prior: Prior, name: str, wnid: str | None) -> int | None:
     if prior.class_names is not None:
-        known = {known.casefold(): k for k, known in enumerate(prior.class_names)}
-        return known.get(name.casefold())
+        if name in prior.class_names:
+            return prior.class_names.index(name)
+        alike = [k for k, known in enumerate(prior.class_names) if known.casefold() == name.casefold()]
+        return alike[0] if len(alike) == 1 else None  # a prior may have "A" and "a"
     if prior.num_classes == 1000:
         found = (ilsvrc_index(word) for word in (wnid, name) if word)
         return next((k for k in found if k is not None), None)

@@ -7,6 +7,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ld3m.data import load, pixels
+from ld3m.data import load, pixels, would_read
 from ld3m.errors import DataError
 
 
@@ -47,6 +48,25 @@ def _zip(folder, path, wrapper=""):
     return path
 
 
+@pytest.mark.parametrize(
+    ("make", "folder", "expected"),
+    [
+        (_classes, "runs/a", True),
+        (_classes, "a/b", True),
+        (_classes, ".runs/a", False),
+        (_classes, "../runs", False),
+        (_splits, "runs/a", False),
+        (_splits, "train/runs", True),
+        (_splits, "Test/runs", True),
+    ],
+)
+def test_what_is_written_among_the_classes_becomes_data(make, folder, expected, tmp_path, monkeypatch):
+    data = make(tmp_path / "set")
+    assert would_read(data, data / folder) is expected
+    monkeypatch.chdir(data)
+    assert would_read(".", Path(folder)) is expected
+
+
 @pytest.mark.parametrize("test", ["val", "test", "testing", "validation"])
 def test_splits_in_folders_are_read_in_sorted_order(tmp_path, test):
     data = load(_splits(tmp_path / "set", test), resolution=8)
@@ -67,6 +87,12 @@ def test_test_wins_over_val_and_the_other_is_said_to_be_unused(tmp_path, caplog)
     data = load(tmp_path, resolution=8)
     assert len(data.test) == 6
     assert "beside train and test, val is not read" in caplog.text
+
+
+def test_a_test_folder_without_classes_gives_way_to_one_with_them(tmp_path, caplog):
+    _picture(_splits(tmp_path / "set") / "test/0.png", 0)
+    assert len(load(tmp_path / "set", resolution=8).test) == 4
+    assert "beside train and val, test is not read" in caplog.text
 
 
 def test_capital_letters_and_a_folder_that_is_no_split(tmp_path, caplog):

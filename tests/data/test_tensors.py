@@ -205,6 +205,15 @@ def test_a_dataset_dict_brings_its_own_test_split(hub):
         load(hub.DatasetDict(train=source, test=source.select([0, 1])), resolution=8)
 
 
+def test_a_test_split_without_labels_gives_way_to_one_with_them(hub):
+    source = hub.Dataset.from_dict(_columns(), features=_features(hub))
+    secret = hub.Dataset.from_dict(_columns(labels=[-1] * 12), features=_features(hub))
+    data = load(hub.DatasetDict(train=source, test=secret, validation=source.select(range(6))), resolution=8)
+    assert torch.equal(data.test.images, IMAGES[:6])
+    with pytest.raises(DataError, match="test labels must be 0…K-1"):
+        load(hub.DatasetDict(train=source, test=secret), resolution=8)
+
+
 def test_hugging_face_columns_that_do_not_fit_say_why(hub):
     features = _features(hub, "picture", "kind")
     with pytest.raises(

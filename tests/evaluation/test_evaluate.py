@@ -147,6 +147,29 @@ def test_progress_of_other_settings_is_kept_and_not_used(toy, result, brief, tmp
     assert "evaluation-progress.json is damaged" in caplog.text
 
 
+def test_a_finished_evaluation_leaves_the_trainings_of_one_that_was_broken_off(
+    toy, result, brief, tmp_path, monkeypatch
+):
+    folder, calls = result.save(tmp_path), []
+
+    def broken_off(name, *arguments, **more):
+        calls.append(name)
+        if name == "ConvNet-w0.1":
+            raise KeyboardInterrupt
+        return [[50.0]]
+
+    monkeypatch.setattr(comparison, "train_and_test", broken_off)
+    monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
+    options = {"protocol": brief, "repeats": 1, "baselines": (), "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, toy, networks=["ConvNet-w0.06", "ConvNet-w0.1"], **options)
+    evaluate(folder, toy, networks=["ConvNet-w0.08"], **options)
+    monkeypatch.setattr(comparison, "train_and_test", lambda name, *_, **__: calls.append(name) or [[50.0]])
+    evaluate(folder, toy, networks=["ConvNet-w0.06", "ConvNet-w0.1"], **options)
+    assert calls == ["ConvNet-w0.06", "ConvNet-w0.1", "ConvNet-w0.08", "ConvNet-w0.1"]
+    assert not (folder / "evaluation-progress.json").exists()
+
+
 def test_the_bar_counts_trainings(toy, result, brief, monkeypatch, capsys):
     monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: [[50.0]])
     evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=True)

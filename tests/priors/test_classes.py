@@ -94,3 +94,11 @@ def test_class_ids_out_of_range_are_named(wrong):
 def test_an_unconditional_prior_has_no_classes_to_match():
     with pytest.raises(InputError, match="no classes"):
         match_classes(prior(None), ("a",), (None,))
+
+
+def test_names_that_differ_in_case_alone_are_different_classes():
+    assert match_classes(prior(3, ("A", "a", "B")), ("a", "A", "b"), (None,) * 3) == [1, 0, 2]
+    with pytest.raises(InputError, match=r"no class of prior matches \['X'\]"):
+        match_classes(prior(3, ("xX", "Xx", "b")), ("b", "X"), (None,) * 2, is_required=True)
+    with pytest.raises(InputError, match=r"no class of prior matches \['xx'\]"):  # it may be either
+        match_classes(prior(3, ("xX", "Xx", "b")), ("b", "xx"), (None,) * 2, is_required=True)
