@@ -45,6 +45,7 @@ def cases(suite: str, device: str) -> Iterator[dict]:
                 "against": "released code, eager",
                 "ours": lambda is_compiled=is_compiled, ours=ours: ours(is_compiled),
                 "baseline": baseline,
-                "tolerance": 2e-2,  # a pixel within rounding of a ReLU's kink moves its channel's gradient
+                # A pixel within rounding of a ReLU's kink moves its channel's gradient; TF32 rounds to 10 bits.
+                "tolerance": 0.2 if suite == "gpu" else 2e-2,
                 "runs": {"cpu": 8, "gpu": 20, "smoke": 1}[suite],
             }

@@ -3,6 +3,7 @@
 On a GPU also each backend of attention alone, at the heads of the ImageNet model.
 """
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -44,7 +45,9 @@ def cases(suite: str, device: str) -> Iterator[dict]:
             return prior.evaluate(latents, 500, projected, wants=(True, conditioning is not None)).vjp(cotangent)[0]
 
         for label, execution in EXECUTIONS[suite].items():
-            lean = ld3m.load_prior(name, device=device, dtype=dtype).streamline(execution)
+            if execution.compile and rows > 2:  # it takes minutes for each size
+                continue
+            lean = copy.deepcopy(stock).streamline(execution)
             yield {
                 "name": f"denoiser/{name.removeprefix('random:')}/{label}",
                 "mode": "fwd+vjp",
@@ -53,6 +56,7 @@ def cases(suite: str, device: str) -> Iterator[dict]:
                 "against": "diffusers",
                 "ours": lambda run=run, lean=lean: run(lean),
                 "baseline": lambda run=run, stock=stock: run(stock),
+                **({"tolerance": 0.1} if suite == "gpu" else {}),  # two roundings of 400 M random weights
             }
     if suite == "gpu":
         yield from _attentions(device)

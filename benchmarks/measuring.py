@@ -47,14 +47,14 @@ class _Watch(Ledger):
         return super().__torch_dispatch__(function, types, args, kwargs)
 
 
-def measure(case: dict, device: torch.device, seconds: float, runs: int, kept: dict[Callable, int]) -> dict:
+def measure(case: dict, device: torch.device, seconds: float, runs: int, kept: dict[tuple, int]) -> dict:
     """Return the measured part of a row.
 
     Args:
         seconds: about how long to time the two.
         runs: of each, where the case has no number of its own.
-        kept: bytes that functions kept on the device since their first call, such as captured graphs; added to here,
-            for cases of one process that share a function.
+        kept: bytes that functions kept on the device since their first call, such as captured graphs, by case; added
+            to here, for cases of one process that are alike but for the baseline and share `ours`.
     """
     ours, baseline, context = case["ours"], case["baseline"], case.get("context", contextlib.nullcontext)
     before, started = _allocated(device), time.perf_counter()
@@ -65,15 +65,15 @@ def measure(case: dict, device: torch.device, seconds: float, runs: int, kept: d
         error = _error(case, result, baseline())
     of_baseline = _allocated(device) - with_ours
     del result
-    kept.setdefault(ours, _allocated(device) - before - of_baseline)
-    kept.setdefault(baseline, of_baseline)
+    key = tuple(case[name] for name in ("name", "mode", "shape", "dtype"))
+    kept.setdefault(key, _allocated(device) - before - of_baseline)
     # A mode that watches operations and compiled code exclude each other.
     with _Watch() as watch, torch.compiler.set_stance("force_eager"):
         ours()
     memory = _cuda_peak if device.type == "cuda" else _cpu_peak
-    ours_mib = (memory(ours) + kept[ours]) / MIB
+    ours_mib = (memory(ours) + kept[key]) / MIB
     with context():
-        baseline_mib = (memory(baseline) + kept[baseline]) / MIB
+        baseline_mib = (memory(baseline) + of_baseline) / MIB
     times = {"ours": [], "baseline": []}
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     least, ended = case.get("runs", runs), time.perf_counter() + seconds

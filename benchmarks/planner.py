@@ -8,6 +8,7 @@ settings are those of cin256's shape with random weights, and `seconds` compares
 """
 
 import argparse
+import itertools
 import json
 import time
 import weakref
@@ -106,7 +107,8 @@ def peak_rows(device: str) -> Iterator[dict[str, object]]:
     for settings in PEAK[device]:
         settings = dict(settings)
         share = settings.pop("share", None)
-        fixed = {"evaluate": "none", "ipc": 1, "device": device} | ({} if device == "cuda" else {"width": 32})
+        fixed = {"evaluate": "none", "ipc": 1, "device": device}
+        fixed |= {"compile": False} if device == "cuda" else {"width": 32}
         job = prepare(_data(settings), fixed | settings, out=None, resume=False, overwrite=False)
         objective, plan = objective_of(job, progress=False), job.plan
         if share is not None:
@@ -169,10 +171,12 @@ def main() -> None:
     parser.add_argument("--device", default=default_device(), choices=PEAK)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = [*saved_rows(), *peak_rows(options.device)]
-    if options.json:
-        about = {"device": options.device, "torch": torch.__version__, "command": "python -m benchmarks.planner"}
-        options.json.write_text(json.dumps([row | about for row in rows], indent=1) + "\n")
+    about = {"device": options.device, "torch": torch.__version__, "command": "python -m benchmarks.planner"}
+    rows = []
+    for row in itertools.chain(saved_rows(), peak_rows(options.device)):
+        rows.append(row | about)
+        if options.json:  # each time: what breaks off keeps what it has
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import chain
 from multiprocessing.connection import Connection
@@ -52,10 +53,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def cases(suite: str, device: str, op: str, module: str) -> Iterator[dict]:
-    """Yield the cases of a module whose names start with `op`."""
-    for case in import_module(f"benchmarks.{module}").cases(suite, device):
-        if case["name"].startswith(op):
-            yield case
+    """Return the cases of a module whose names start with `op`; none is held on to when the next is made."""
+    return filter(lambda case: case["name"].startswith(op), import_module(f"benchmarks.{module}").cases(suite, device))
 
 
 def main() -> None:
@@ -71,14 +70,19 @@ def main() -> None:
         "commit": commit(),
         "command": f"python -m benchmarks.run {shlex.join(sys.argv[1:])}",
     }
-    rows = []
+    rows, failed = [], []
     checkouts = {"ld3m": options.official_ld3m, "glad": options.official_glad}
     # Compiled code from earlier runs would hide what compilation costs.
     with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
         for row in chain(measured_rows(options.suite, options.op), official_rows(rows, checkouts)):
+            if "failed" in row:
+                failed.append(row["failed"])
+                continue
             rows.append(row | about)
             print(line_of(row), flush=True)
             write(options.json, rows)
+    if failed:
+        sys.exit(f"{len(failed)} failed, as said above: {', '.join(failed)}")
     if not rows:
         known = ", ".join(prefix for prefixes in MODULES.values() for prefix in prefixes)
         sys.exit(f"no row's name starts with {options.op!r}; names start with {known}")
@@ -86,6 +90,8 @@ def main() -> None:
 
 def measured_rows(suite: str, op: str) -> Iterator[dict]:
     """Yield the rows, each module's from a process of its own: memory that one frees would be found by the next.
+
+    What fails is a row that only says so: the others are measured.
 
     The smoke suite measures nothing and stays in one process.
     """
@@ -105,7 +111,7 @@ def measured_rows(suite: str, op: str) -> Iterator[dict]:
                 yield here.recv()
         process.join()
         if process.exitcode:
-            sys.exit(f"benchmarks.{module} failed; its message is above")
+            yield {"failed": f"benchmarks.{module}"}
 
 
 def _send_rows(connection: Connection, *arguments: str) -> None:
@@ -116,13 +122,19 @@ def _send_rows(connection: Connection, *arguments: str) -> None:
 def module_rows(module: str, suite: str, op: str) -> Iterator[dict]:
     """Measure a module's cases in this process."""
     device = torch.device("cuda" if suite == "gpu" else "cpu")
-    kept: dict[Callable, int] = {}
+    kept: dict[tuple, int] = {}
     with contextlib.nullcontext() if suite == "gpu" else one_thread():
         best, threads = peaks(device), {"threads": torch.get_num_threads()}
         for case in cases(suite, device.type, op, module):
             row = {key: case[key] for key in ("name", "mode", "shape", "dtype", "against")}
-            row |= measure(case, device, SECONDS[suite], RUNS[suite], kept)
-            yield row | rates(case, row, best) | best | threads
+            try:
+                row |= measure(case, device, SECONDS[suite], RUNS[suite], kept)
+                row |= rates(case, row, best) | best | threads
+            except Exception:  # whatever one case runs into, the others are worth their time
+                traceback.print_exc()
+                row = {"failed": f"{row['name']} against {row['against']}"}
+            yield row
+            del case  # with all that it holds on the device, before the next is made
 
 
 def official_rows(rows: list[dict], checkouts: dict[str, Path | None]) -> Iterator[dict]:
@@ -135,7 +147,10 @@ def official_rows(rows: list[dict], checkouts: dict[str, Path | None]) -> Iterat
             command = [sys.executable, script, repository, str(folder), json.dumps(settings)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                sys.exit((done.stderr.strip() or f"the code in {folder} ended without a word").splitlines()[-1])
+                reason = done.stderr.strip() or f"the code in {folder} ended without a word"
+                print(reason.splitlines()[-1], file=sys.stderr)
+                yield {"failed": f"{row['name']} against the code in {folder}"}
+                continue
             found = json.loads(done.stdout.splitlines()[-1])
             quartiles = {"ours": row["spread"]["ours"], "baseline": found.pop("spread")}
             label = "official" if repository == "ld3m" else "official glad"
@@ -184,9 +199,11 @@ def optional_versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit that was measured, with a mark when files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """Return the commit that was measured, with a mark when files differ from it; "unknown" outside of a clone."""
+    with contextlib.suppress(OSError):  # no git
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() or "unknown"
+    return "unknown"
 
 
 if __name__ == "__main__":

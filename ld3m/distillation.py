@@ -68,8 +68,11 @@ def distill(
         return result
     from ld3m.finishing import finish
 
-    seconds = time.perf_counter() - started
-    return finish(job, result, seconds=seconds, seconds_per_iteration=loop.seconds_per_iteration, progress=progress)
+    facts = {"seconds": time.perf_counter() - started, "seconds_per_iteration": loop.seconds_per_iteration}
+    del loop
+    job = replace(job, space=None)  # what it has on the device, captured graphs among it, gives way to the evaluation
+    release_memory(job.device)
+    return finish(job, result, **facts, progress=progress)
 
 
 class _Loop:
@@ -142,7 +145,6 @@ class _Loop:
     def _hold_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
         self.optimiser.zero_grad()
-        release_memory(self.job.device)
         plan = None if self.plan is None else self.plan.smaller()
         if plan is None:
             needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
@@ -153,6 +155,7 @@ class _Loop:
             )
         logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
         self._hold(plan)
+        release_memory(self.job.device)
 
     def _hold(self, plan: Plan) -> None:
         self.plan = plan

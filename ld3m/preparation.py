@@ -34,12 +34,13 @@ _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings 
 
 @dataclass(frozen=True)
 class Job:
-    """A distillation ready to run. `config` is resolved: it says everything that decides the outcome."""
+    """A distillation ready to run. `config` is resolved: it says everything that decides the outcome; `space` is None
+    once nothing is left to be rendered."""
 
     config: DistillConfig
     data_name: str
     dataset: Dataset
-    space: Space
+    space: Space | None
     plan: Plan | None
     folder: RunFolder | None
     device: torch.device

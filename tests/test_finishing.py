@@ -1,12 +1,13 @@
 """What result.json says when a run that has ended is gone on with."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 
 import ld3m
-from ld3m import finishing
+from ld3m import finishing, preparation
 from ld3m.evaluation import PROTOCOLS
 
 
@@ -40,3 +41,17 @@ def test_measurements_outlive_an_evaluation_that_is_broken_off(distill_small, tm
     distill_small(out=tmp_path / "run", resume=True, evaluate="quick", resolution=32)
     assert json.loads((tmp_path / "run/result.json").read_text()) == before
     assert before["seconds_per_iteration"] > 0
+
+
+def test_what_was_on_the_device_gives_way_to_the_evaluation(distill_small, tmp_path, monkeypatch):
+    spaces, alive, build = [], [], preparation._space
+
+    def built(*arguments):
+        space = build(*arguments)
+        spaces.append(weakref.ref(space))
+        return space
+
+    monkeypatch.setattr(preparation, "_space", built)
+    monkeypatch.setattr(finishing, "evaluate", lambda *_, **__: alive.extend(ref() for ref in spaces))
+    distill_small(out=tmp_path / "run", evaluate="quick", resolution=32)
+    assert alive == [None]

@@ -347,6 +347,7 @@ def test_graphs_hold_what_their_evaluations_take_throughout():
 def test_the_peak_is_what_a_gpu_allocates(budget):
     images = torch.randint(0, 256, (200, 3, 128, 128), dtype=torch.uint8), torch.arange(200) % 4
     settings = {"prior": "random:cin256", "dtype": "bfloat16", "resolution": 128, "steps": 4, "evaluate": "none"}
+    settings["compile"] = False  # compiled losses keep less than is planned
     job = prepare(
         images, settings | {"device": "cuda", "memory_budget": budget}, out=None, resume=False, overwrite=False
     )

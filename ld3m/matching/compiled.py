@@ -27,7 +27,8 @@ def compiled(function: Callable) -> Callable:
         if not failed:
             try:
                 return call(*arguments, **options)
-            except torch._dynamo.exc.TorchDynamoException as error:  # InductorError is one of them
+            # InductorError is a TorchDynamoException, too many shapes in one process is not.
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 failed = True
                 logger.warning("%s runs eager: it does not compile (%s)", function.__name__, str(error).splitlines()[0])
         return function(*arguments, **options)

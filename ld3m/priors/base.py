@@ -70,7 +70,7 @@ class Prior:
         """Move and cast the weights in place; return the prior itself."""
         for module in self.modules():
             nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
-        return self.streamline(self.lean.execution)
+        return self if self.lean.execution is None else self.streamline(self.lean.execution)
 
     def streamline(self, execution: Execution | None) -> "Prior":
         """Run the frozen networks without what gradients in their inputs do not need; return the prior itself.

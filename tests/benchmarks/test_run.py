@@ -78,7 +78,7 @@ def test_a_gpus_memory_is_that_of_one_side(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     for name, fake in {"_cuda_clock": lambda run: 1.0, "_launches": lambda run: 0, "MIB": 1}.items():
         monkeypatch.setattr(measuring, name, fake)
-    case = {"name": "x", "dtype": "float32", "against": "y", "ours": call("ours", 100, 7)}
+    case = {"name": "x", "mode": "fwd", "shape": (1,), "dtype": "float32", "ours": call("ours", 100, 7)}
     kept = {}
     for baseline in (call("first", 5, 3), call("second", 5, 3)):
         row = measuring.measure(case | {"baseline": baseline}, torch.device("cuda"), 0, 2, kept)
@@ -91,6 +91,27 @@ def test_triton_runs_through_the_interpreter(tmp_path):
         "--suite", "smoke", "--op", "reverse_step", "--json", str(path), TRITON_INTERPRET="1", LD3M_BACKEND="triton"
     )
     assert {row["backend"] for row in rows_of(done, path).values()} == {"triton"}
+
+
+def test_a_case_that_fails_is_named_and_the_others_are_measured(tmp_path):
+    code = """
+from benchmarks import nearest_code, run
+
+def cases(*arguments, whole=nearest_code.cases):
+    for case in whole(*arguments):
+        yield case | {"name": "nearest_code/broken", "ours": lambda: 1 / 0}
+        yield case
+
+nearest_code.cases = cases
+run.main()
+"""
+    command = [sys.executable, "-c", code, "--suite", "smoke", "--op", "nearest_code", "--json", tmp_path / "a.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "1 failed, as said above: nearest_code/broken against distance matrix" in done.stderr
+    (row,) = json.loads((tmp_path / "a.json").read_text())
+    assert row["name"].startswith("nearest_code") and row["error"] == 0
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def changed(toy, class_names: tuple[str, ...]):
 @pytest.mark.parametrize(
     ("class_names", "message"),
     [
-        (("red", "green"), "knows 3 classes, data 'other' has 2; train one on it: ld3m teacher DATA --resolution 8 --out FILE"),
+        (("red", "green"), "knows 3 classes, data 'other' has 2; train one on it: ld3m teacher DATA"),
         (("red", "green", "grey"), "knows class 'blue', which data 'other' has not"),
         (("red", "blue", "green"), "another order than data 'other': label 1 is 'green' to it and 'blue' there"),
     ],

@@ -99,3 +99,14 @@ def test_errors_of_the_function_itself_are_not_swallowed():
 
     with pytest.raises(RuntimeError, match="shape"):
         compiled(failing)(torch.ones(2))
+
+
+def test_more_shapes_than_are_compiled_run_eager(caplog):
+    def doubled(x):
+        return 2 * x
+
+    call = compiled(doubled)
+    for count in range(1, torch._dynamo.config.recompile_limit + 3):
+        assert torch.equal(call(torch.ones(count)), torch.full((count,), 2.0))
+    (line,) = [record.message for record in caplog.records if record.name.startswith("ld3m")]
+    assert line.startswith("doubled runs eager: it does not compile (")

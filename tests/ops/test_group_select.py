@@ -31,6 +31,14 @@ SHAPES = {  # ipc, D
 
 
 @pytest.fixture
+def backend(backend, device):
+    """Each backend that takes tensors on `device`: C++ stays on a CPU."""
+    if reason := supports(backend, torch.empty(1, device=device), 2):
+        pytest.skip(reason)
+    return backend
+
+
+@pytest.fixture
 def make(device):
     def std(dim=192, dtype=torch.float32):
         return (torch.rand(dim, generator=torch.Generator().manual_seed(0)) + 0.5).to(device, dtype)
@@ -84,8 +92,9 @@ def test_noise_in_float32_is_that_in_float64_rounded():
 
 def test_score_of_the_released_code(make):
     """As written there, on groups mean + std · z."""
-    std, mean = make(dtype=torch.float64), torch.randn(192, generator=torch.Generator().manual_seed(1)).double()
-    noise = group_noise(torch.arange(5), ipc=4, dim=192, seed=0, dtype=torch.float64)
+    std = make(dtype=torch.float64)
+    mean = torch.randn(192, generator=torch.Generator().manual_seed(1)).to(std)
+    noise = group_noise(torch.arange(5), ipc=4, dim=192, seed=0, dtype=torch.float64).to(std)
     groups = mean + std * noise
     row_mean, row_std = groups.mean(1), groups.std(1)
     standard = (groups - row_mean[:, None]) / row_std[:, None]
@@ -133,13 +142,15 @@ def test_a_coordinate_without_spread_counts_not(backend, make):
 def test_scores_do_not_depend_on_where_one_starts(backend, make):
     whole = group_scores(make(), ipc=3, count=9, seed=4, backend=backend)
     parts = [group_scores(make(), ipc=3, first=k, count=3, seed=4, backend=backend) for k in (0, 3, 6)]
-    assert torch.equal(torch.cat(parts), whole)
+    rtol = 1e-5 if backend == "eager" and whole.is_cuda else 0  # where the order of a sum depends on the shape
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=rtol, atol=0)
 
 
 def test_reference_in_chunks(make, monkeypatch):
     whole = group_scores_reference(make(), 3, 0, 9, 4, WEIGHTS)
     monkeypatch.setattr("ld3m.ops.group_select._CHUNK", 1)
-    assert torch.equal(group_scores_reference(make(), 3, 0, 9, 4, WEIGHTS), whole)
+    again = group_scores_reference(make(), 3, 0, 9, 4, WEIGHTS)
+    torch.testing.assert_close(again, whole, rtol=1e-5 if whole.is_cuda else 0, atol=0)
 
 
 def test_the_best_group_is_chosen_and_can_be_made_again(backend, make):
@@ -148,7 +159,7 @@ def test_the_best_group_is_chosen_and_can_be_made_again(backend, make):
     scores = group_scores(make(dtype=torch.float64), **at, count=40)
     assert index == int(scores.argmin())
     noise = group_noise(torch.tensor([index]), **at, dim=192).to(make().device)
-    assert score == pytest.approx(float(score_noise(noise, make())), rel=1e-6)
+    assert score == pytest.approx(float(score_noise(noise, make())), rel=1e-5)
 
 
 def test_the_choice_in_parts_and_the_first_of_equal_scores(make, monkeypatch):

@@ -66,13 +66,13 @@ def test_ties_go_to_the_lowest_index(backend, make):
     rows, codebook = make(50, 37, 4)
     doubled = torch.cat([codebook, codebook, codebook, codebook])
     assert torch.equal(nearest_code(rows, doubled, backend=backend), nearest_code_reference(rows, codebook))
-    equidistant = torch.tensor([[1.0], [-1.0], [1.0]]).repeat(30, 1)
-    assert nearest_code(torch.zeros(5, 1), equidistant, backend=backend).tolist() == [0] * 5
+    equidistant = torch.tensor([[1.0], [-1.0], [1.0]]).repeat(30, 1).to(rows)
+    assert nearest_code(torch.zeros(5, 1).to(rows), equidistant, backend=backend).tolist() == [0] * 5
 
 
-def test_values_that_are_not_finite(backend):
-    rows = torch.tensor([[float("nan"), 0.0], [3e30, 3e30], [float("inf"), 0.0], [0.9, 1.2]])
-    codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+def test_values_that_are_not_finite(backend, device):
+    rows = torch.tensor([[float("nan"), 0.0], [3e30, 3e30], [float("inf"), 0.0], [0.9, 1.2]], device=device)
+    codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]], device=device)
     assert nearest_code(rows, codebook, backend=backend).tolist() == [0, 0, 0, 1]
 
 

@@ -69,10 +69,10 @@ def test_as_good_as_eager(shape, is_injected, is_guided, dtype, backend, make, a
         assert_as_good_as_eager(*result, floor)
 
 
-def test_is_the_formula(backend, make):
+def test_is_the_formula(backend, device):
     """Values by hand: 2·3 + 0.5·(1 + 4·(2 − 1)) − 1·7 = 1.5."""
-    state, injected = torch.full((2, 3), 3.0), torch.full((2, 3), 7.0)
-    predictions = torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None].repeat(1, 3)
+    state, injected = (torch.full((2, 3), value, device=device) for value in (3.0, 7.0))
+    predictions = torch.tensor([1.0, 1.0, 2.0, 2.0], device=device)[:, None].repeat(1, 3)
     got = reverse_step(state, predictions, injected, a=2, b=0.5, d=-1, guidance_scale=4, backend=backend)
     assert got.tolist() == [[1.5] * 3] * 2
 

@@ -4,6 +4,9 @@ Eager autograd keeps for a GroupNorm, SiLU and convolution in a row the inputs o
 convolution needs none of them, and SiLU's is computed again from the norm's input and statistics: one tensor of three.
 """
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +17,19 @@ from ld3m.priors.frozen_conv2d import frozen_conv2d
 from ld3m.priors.lean.attention import attention
 from ld3m.priors.lean.execution import Execution
 
+_MOST_SHAPES = 64  # a U-Net has about fifteen, and each gets code of its own
+
+
+def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    call = torch.compile(block, dynamic=False)
+
+    @wraps(block)
+    def run(*arguments: object) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):  # an option of torch.compile from 2.12 on
+            return call(*arguments)
+
+    return run
+
 
 class Blocks:
     """The blocks, run as the switches say. Modules come in as the holders of their weights."""
@@ -23,10 +39,7 @@ class Blocks:
         self.format = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.attend = attention(execution.attention)
         if execution.compile:
-            # One copy of the code for every shape of a network: a U-Net has about fifteen.
-            self.resnet, self.transformer = (
-                torch.compile(block, dynamic=False, recompile_limit=64) for block in (self.resnet, self.transformer)
-            )
+            self.resnet, self.transformer = _compiled(self.resnet), _compiled(self.transformer)
 
     def conv(self, layer: nn.Conv2d, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve, with another bias than the layer's own where one is given."""
