@@ -86,8 +86,7 @@ def _write_images(result: Result, folder: Path) -> str:
     """Write the pictures; return the code that reads them."""
     names = folder_names(result.class_names)
     for label, name in enumerate(names):
-        for k, image in enumerate(result.images[result.labels == label]):
-            pictures.save_png(folder / name / f"{k}.png", pictures.to_pillow(image))
+        pictures.save_numbered(folder / name, result.images[result.labels == label])
     return (
         "import numpy, PIL.Image\n"
         f'files = [f"{{name}}/{{k}}.png" for name in {names} for k in range({result.ipc})]\n'

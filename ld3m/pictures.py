@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,12 @@ def to_pillow(image: Tensor) -> "Image":
 
     pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_numbered(folder: Path, images: Iterable[Tensor]) -> None:
+    """Write images (3, H, W), float in [0, 1], as 0.png, 1.png, … into a folder."""
+    for k, image in enumerate(images):
+        save_png(folder / f"{k}.png", to_pillow(image))
 
 
 def grid(images: Tensor, columns: int, *, min_side: int = 64, gap: int = 2) -> "Image":

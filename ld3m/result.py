@@ -15,6 +15,8 @@ from ld3m.storage import load_tensors, save_tensors
 DISTILLED = "distilled.safetensors"
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
+_GRID_CLASSES, _GRID_PER_CLASS = 100, 10
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -64,13 +66,19 @@ class Result:
         for label, name in enumerate(folder_names(self.class_names)):
             for left in (folder / "images" / name).glob("*.png"):  # of a set with more images
                 left.unlink()
-            for k, image in enumerate(self.images[self.labels == label]):
-                pictures.save_png(folder / "images" / name / f"{k}.png", pictures.to_pillow(image))
-        pictures.save_png(folder / "grid.png", pictures.grid(self.images, max(self.ipc, 10)))
+            pictures.save_numbered(folder / "images" / name, self.images[self.labels == label])
+        self.draw_grid(folder)
         tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std, **self.parameters}
         about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}
         save_tensors(folder / DISTILLED, tensors, about)
         return folder
+
+    def draw_grid(self, folder: Path) -> None:
+        """Write `grid.png`, class by class in rows of ten: at most 100 classes, and 10 images of each."""
+        per_class = min(self.ipc, _GRID_PER_CLASS)
+        labels = torch.arange(min(len(self.class_names), _GRID_CLASSES))
+        shown = (labels[:, None] * self.ipc + torch.arange(per_class)).flatten()
+        pictures.save_png(folder / "grid.png", pictures.grid(self.images[shown], _GRID_PER_CLASS))
 
 
 def load(folder: str | Path) -> Result:

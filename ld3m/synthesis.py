@@ -27,7 +27,6 @@ from ld3m.storage import save_tensors
 from ld3m.synthesis_preparation import SampleJob, prepare_sampling
 
 logger = logging.getLogger(__name__)
-_GRID_CLASSES, _GRID_PER_CLASS = 100, 10  # what grid.png shows at most
 
 
 @takes(SampleConfig)
@@ -78,7 +77,7 @@ def sample_dataset(
 
     result = load(out)
     if not (job.folder.path / "grid.png").is_file():
-        _draw_grid(job.folder.path, result)
+        result.draw_grid(job.folder.path)
     facts = read_mapping(job.folder.path / "result.json") if seconds_per_class is None else {}
     facts = facts or measured(job, time.perf_counter() - started, seconds_per_class=seconds_per_class)
     conclude(job, facts, progress)
@@ -172,9 +171,7 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     images = torch.cat([job.prior.decode(part).float().cpu() for part in sampled.split(config.micro_batch)])
     _require_finite(job, label, {"images": images})
     images = ((images + 1) / 2).clamp(0, 1)
-    for k, image in enumerate(images):
-        path = job.folder.path / "images" / job.folder_names[label] / f"{k}.png"
-        pictures.save_png(path, pictures.to_pillow(image))
+    pictures.save_numbered(job.folder.path / "images" / job.folder_names[label], images)
     rows.write("latents", chosen.latents, label * config.ipc)
     rows.write("images", images, label * config.ipc)
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
@@ -204,10 +201,3 @@ def _latents(job: SampleJob, positions: Tensor) -> Iterator[Tensor]:
     """Encode the images, some at a time."""
     for part in positions.split(job.config.micro_batch):
         yield job.prior.encode(job.dataset.train.batch(part, job.device) * 2 - 1)
-
-
-def _draw_grid(path: Path, result: Result) -> None:
-    per_class = min(result.ipc, _GRID_PER_CLASS)
-    labels = torch.arange(min(len(result.class_names), _GRID_CLASSES))
-    shown = (labels[:, None] * result.ipc + torch.arange(per_class)).flatten()
-    pictures.save_png(path / "grid.png", pictures.grid(result.images[shown], max(per_class, 10)))

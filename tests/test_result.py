@@ -61,6 +61,17 @@ def test_the_folder_has_a_picture_of_each_image(result, tmp_path):
     assert Image.open(tmp_path / "grid.png").size == (10 * 66 + 2, 66 + 2)
 
 
+def test_the_grid_shows_some_of_many(tmp_path):
+    """Of a thousand classes with fifty images it would be a file that nothing opens."""
+    images = torch.linspace(0, 1, 102 * 11)[:, None, None, None].expand(-1, 3, 64, 64)
+    names = tuple(map(str, range(102)))
+    labels = torch.arange(102).repeat_interleave(11)
+    Result(images, labels, names, {}, {}, torch.zeros(3), torch.ones(3)).draw_grid(tmp_path)
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.size == (10 * 66 + 2, 100 * 66 + 2)
+    assert grid.getpixel((2, 2 + 66)) == (round(float(images[11, 0, 0, 0]) * 255),) * 3
+
+
 def test_the_bytes_are_the_same_each_time(result, tmp_path):
     shuffled = replace(result, config=dict(reversed(result.config.items())))
     files = [r.save(tmp_path / name) / "distilled.safetensors" for name, r in (("a", result), ("b", shuffled))]

@@ -18,6 +18,7 @@ import ld3m
 from ld3m import chain, storage, synthesis, synthesis_preparation
 from ld3m.chain import sample
 from ld3m.errors import ConfigError, DataError, InputError, MemoryBudgetError, NumericsError
+from ld3m.result import Result
 from ld3m.runs import RunFolder
 from ld3m.sampling import SELECTORS
 
@@ -254,7 +255,7 @@ def test_what_is_not_finite_is_not_stored(name, go, tiny_prior, tmp_path, monkey
         (RunFolder, "save_checkpoint", 2, True),
         (synthesis.RowFile, "finish", 0, False),
         (synthesis.RowFile, "finish", 0, True),
-        (synthesis, "_draw_grid", 0, False),
+        (Result, "draw_grid", 0, False),
     ],
 )
 def test_interrupted_anywhere_it_ends_with_the_same_bytes(owner, name, call, after, go, whole, tmp_path, monkeypatch):
