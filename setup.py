@@ -1,8 +1,8 @@
 """Build of ld3m: the package, its Triton kernels, and ld3m._C from csrc/ where there is a compiler.
 
 LD3M_EXT=0|1 leaves ld3m._C out | insists on it; LD3M_CUDA=0|1 the same for its CUDA part; unset, each is built where
-its compiler is, and a failure is a warning. LD3M_CUDA_ARCHS lists the GPU architectures, "80 86 89 90" by default. CXX
-names the C++ compiler, CXXFLAGS and LDFLAGS add to the flags.
+its compiler is, and a failure is a warning. LD3M_CUDA_ARCHS lists the GPU architectures, "75 80 86 89 90" by default,
+the highest last. CXX names the C++ compiler, CXXFLAGS and LDFLAGS add to the flags.
 """
 
 import os
@@ -64,7 +64,7 @@ class NinjaBuild(build_ext):
             link += " -undefined dynamic_lookup"
         rules = {"cpp": cpp, "link": link}
         if nvcc:  # it links the CUDA runtime statically: ld3m._C loads on a machine without GPU or driver
-            rules["cpp"] += " -DLD3M_CUDA"
+            rules["cpp"] += f""" -DLD3M_CUDA '-DLD3M_CUDA_ARCHS="{",".join(_archs())}"'"""
             rules["cu"] = f"{nvcc} -Xcompiler -fPIC,-fvisibility=hidden {_gencode()} {flags}"
             rules["link"] = f"{nvcc} -shared $in -o $out -Xlinker --exclude-libs=ALL -lgomp"
         lines = [f"rule {name}\n command = {command}" for name, command in rules.items()]
@@ -85,8 +85,12 @@ def _nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
+def _archs() -> list[str]:
+    return os.environ.get("LD3M_CUDA_ARCHS", "75 80 86 89 90").split()
+
+
 def _gencode() -> str:
-    archs = os.environ.get("LD3M_CUDA_ARCHS", "80 86 89 90").split()
+    archs = _archs()
     codes = [f"arch=compute_{arch},code=sm_{arch}" for arch in archs]
     codes.append(f"arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # PTX, for what comes later
     return " ".join(f"-gencode {code}" for code in codes)

@@ -24,6 +24,7 @@ from ld3m.priors import Execution
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.chain import GUIDANCE, inputs, ours, schemes
+from benchmarks.run import processor
 
 IMAGES = 10
 LARGE = 128  # images of the memory runs: enough to stand out from what an idle process takes
@@ -128,12 +129,10 @@ def note(name: str, figures: dict[str, object]) -> None:
     """Keep figures under benchmarks/results, with the machine and versions beside them."""
     print(f"\n{name}: {json.dumps({k: v for k, v in figures.items() if k != 'all'})}")
     content = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     content |= {
         "command": "pytest benchmarks/bench_chain.py -s",
         "setting": f"random:builtin, {IMAGES} images, T = 10, guidance {GUIDANCE}, float32, one thread",
-        "machine": cpu,
+        "machine": processor(),
         "torch": torch.__version__,
         name: figures,
     }

@@ -130,6 +130,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     parser.add_argument("settings", nargs="*", help="name=value, values as in YAML")
     arguments = parser.parse_args()
+    if wrong := [setting for setting in arguments.settings if "=" not in setting]:
+        sys.exit(f"settings are name=value; got {' '.join(wrong)}")
+    arguments.results.mkdir(parents=True, exist_ok=True)
     shared = {name: yaml.safe_load(value) for name, value in (setting.split("=", 1) for setting in arguments.settings)}
     networks = list(arguments.networks or find(arguments.protocol).networks)
     variants = VARIANTS[arguments.name]
@@ -140,7 +143,8 @@ def main() -> None:
         sys.exit(f"--protocol {arguments.protocol} has soft labels: name a --teacher, made by `ld3m teacher`")
     named = {Path(arguments.data).stem: "builtin", arguments.protocol: "quick"}  # said where they are others
     parts = [name for name, default in named.items() if name != default]
-    label = "-".join([arguments.name, *parts, *(setting.replace("=", "") for setting in arguments.settings)])
+    parts += [setting.replace("=", "").replace("/", "-") for setting in arguments.settings]
+    label = "-".join([arguments.name, *parts])
     outs = {variant: Path("runs") / f"compare-{label}" / re.sub(r"\W+", "-", variant) for variant in variants}
     for variant, settings in variants.items():
         make(arguments.data, outs[variant], shared | settings)

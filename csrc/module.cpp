@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("reverse_step_bwd", &ld3m::reverse_step_bwd, no_gil);
 #ifdef LD3M_CUDA
     m.attr("has_cuda") = true;
+    m.attr("cuda_archs") = LD3M_CUDA_ARCHS;  // "80,86,…"
     m.def("cuda_driver_version", &ld3m::cuda_driver_version);
     m.def("cuda_runtime_version", &ld3m::cuda_runtime_version);
     m.def("instance_norm_relu_pool_fwd_cuda", &ld3m::instance_norm_relu_pool_fwd_cuda, no_gil);

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -223,6 +224,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:
+        from ld3m.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or "there is no more"
+        remedy = "lower a batch or the resolution, or take dtype bfloat16 where the command has it"
+        print(f"ld3m: error: out of memory ({reason}); {remedy}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -301,17 +311,23 @@ def _train_prior(argv: list[str]) -> None:
 
     command = _parse(PriorTrainCommand, argv)
     dataset = load(command.data, resolution=command.training.resolution, holdout=command.holdout)
-    folder = train_prior(
-        dataset,
-        command.out,
-        command.training,
-        device=command.device,
-        resume=command.resume,
-        preview=partial(save_samples, seed=command.training.seed),
-        preview_every=command.preview_every,
-        progress=not command.quiet,
-    )
-    print(f"prior in {folder}; use it with: ld3m distill {command.data} --prior {folder}")
+    try:
+        folder = train_prior(
+            dataset,
+            command.out,
+            command.training,
+            device=command.device,
+            resume=command.resume,
+            preview=partial(save_samples, seed=command.training.seed, at_once=command.training.first_stage_batch),
+            preview_every=command.preview_every,
+            progress=not command.quiet,
+        )
+    except KeyboardInterrupt:
+        print("\ngo on with the same command and --resume", file=sys.stderr)
+        raise
+    words = ["ld3m", "distill", command.data, "--prior", str(folder)]
+    words += [] if command.holdout is None else ["--holdout", str(command.holdout)]
+    print(f"prior in {folder}; use it with: {shlex.join(words)}")
 
 
 def _info(argv: list[str]) -> None:

@@ -116,8 +116,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:
-    """Count the bytes autograd keeps for the backward pass of `call`, the module's weights left out."""
-    weights = {p.untyped_storage()._cdata for p in module.parameters()}
+    """Count the bytes autograd keeps for the backward pass of `call`, the module's weights and buffers left out."""
+    weights = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

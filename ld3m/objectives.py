@@ -111,7 +111,7 @@ class TrajectoryMatching:
         self, space: Space, dataset: Dataset, config: DistillConfig, *, experts: Experts, device: torch.device
     ) -> None:
         self.space, self.dataset, self.config, self.experts, self.device = space, dataset, config, experts, device
-        student_lr = torch.tensor(config.student_lr, device=device, requires_grad=True)
+        student_lr = torch.tensor(float(config.student_lr), device=device, requires_grad=True)
         self.parameters = [("student_lr", student_lr, self.STUDENT_LR_LR)]
         self._labels = torch.arange(dataset.train.num_classes, device=device).repeat_interleave(config.ipc)
         self._network = _network(config, dataset, seeds.generator(config.seed, "student")).to(device).train()

@@ -253,7 +253,7 @@ def _space(
         )
     return LatentSpace(
         prior,
-        initial_latents(config, prior, images, min(plan.micro_batch, 16)),
+        initial_latents(config, prior, images, min(plan.micro_batch, plan.decoder_batch or 16, 16)),
         initial_conditioning(config, prior, dataset) if chain else None,
         learn=config.learn if chain else ("latents",),
         resolution=config.resolution,

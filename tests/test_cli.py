@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -316,3 +317,13 @@ def test_a_later_evaluation_is_what_result_json_says(small, ld3m_command, tmp_pa
     (run / "result.json").unlink()  # as of a run that has not ended
     assert ld3m_command(*command)[0] == 0
     assert not (run / "result.json").exists()
+
+
+def test_running_out_of_memory_is_one_error(ld3m_command, monkeypatch, tmp_path, coloured_folder):
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr("ld3m.priors.train.train_prior", run_out)
+    status, _, err = ld3m_command("prior train", coloured_folder, "--resolution 16 --quiet --out", tmp_path / "prior")
+    assert status == 2
+    assert err.splitlines()[-1].startswith("ld3m: error: out of memory (CUDA out of memory. Tried to allocate 9 GiB.);")

@@ -27,6 +27,7 @@ else:
     _not_built = ""
     if native.__version__ != ld3m.__version__:
         _not_built = f"ld3m._C was built for {native.__version__}, the package is {ld3m.__version__}; reinstall ld3m"
+_refusals: dict[int | None, str] = {}  # by device
 _no_cuda = ""
 if native is not None:
     if not native.has_cuda:
@@ -43,8 +44,8 @@ def missing(backend: str, x: Tensor) -> str:
     if backend == "native":
         if _not_built:
             return _not_built
-        if x.is_cuda and _no_cuda:
-            return _no_cuda
+        if x.is_cuda and (reason := _no_cuda or _no_code(x.device.index)):
+            return reason
         return "" if x.is_cuda or x.is_cpu else f"native is for cpu and cuda, got {x.device.type}"
     if backend == "triton":
         if not HAS_TRITON:
@@ -53,6 +54,19 @@ def missing(backend: str, x: Tensor) -> str:
             return f"Triton runs on cuda, or on cpu when TRITON_INTERPRET=1, got {x.device.type}"
         return "float64 has no Triton kernel" if x.dtype == torch.float64 else ""
     return ""
+
+
+@torch.compiler.assume_constant_result  # of the device, which a trace cannot ask
+def _no_code(index: int | None) -> str:
+    """Say why the CUDA code that was built does not run on a device; "" when it does."""
+    if index not in _refusals:
+        major, minor = torch.cuda.get_device_capability(index)
+        built = [divmod(int(arch), 10) for arch in native.cuda_archs.split(",")]
+        # Machine code runs from its own minor version on; the last is there as PTX too, for all that came later.
+        runs = (major, minor) >= built[-1] or any(major == own and minor >= least for own, least in built)
+        reason = f"ld3m._C was built for {native.cuda_archs}, the device is {major}{minor}"
+        _refusals[index] = "" if runs else f"{reason}; set LD3M_CUDA_ARCHS and reinstall"
+    return _refusals[index]
 
 
 def describe() -> dict[str, str]:

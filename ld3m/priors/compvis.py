@@ -44,7 +44,9 @@ def load_compvis(path: Path, state: dict[str, Tensor], config: Path | None, *, d
     load_weights(first_stage, first_stage_weights, source, dtype)
     if embedding is not None:
         load_weights(embedding, {"weight": state[_CLASSES]} if num_embeddings else {}, source, dtype)
-    stored = state.get("alphas_cumprod")
+    stored, factor = state.get("alphas_cumprod"), state.get("scale_factor")
+    if stored is not None and stored.dtype.itemsize < 4:  # as coarse as the noise of its first timesteps
+        stored = None
     if stored is not None and stored.shape != shape.alphas_cumprod.shape:
         raise CheckpointError(f"{source} has alphas_cumprod {tuple(stored.shape)}, expected a schedule of 1,000 steps")
     return Prior(
@@ -52,9 +54,10 @@ def load_compvis(path: Path, state: dict[str, Tensor], config: Path | None, *, d
         first_stage=first_stage,
         denoiser=denoiser,
         class_embedding=embedding,
-        # The checkpoint's own buffer wins over the formula: it is what its training and the official sampler used.
+        # The checkpoint's own buffers win: they are what its training and the official sampler used. A factor is there
+        # where it was measured on the first batch (scale_by_std).
         alphas_cumprod=shape.alphas_cumprod if stored is None else stored.double(),
-        scale_factor=shape.scale_factor,
+        scale_factor=shape.scale_factor if factor is None else float(factor),
         native_resolution=shape.resolution,
     )
 

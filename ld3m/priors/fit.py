@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.priors.folder import read_json
 from ld3m.storage import is_temporary, load_tensors, save_tensors, write_json
 
-_LOG_EVERY, _CHECKPOINT_EVERY, _WARM_UP = 20, 250, 200
+_LOG_EVERY, _WARM_UP = 20, 200
+_CHECKPOINT_SECONDS = 30.0
 
 
 def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> None:
@@ -68,14 +70,16 @@ class Fit:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))
         first = self._restore()
         bar = tqdm(range(first, self.steps), self.name, initial=first, total=self.steps, disable=not self.progress)
+        saved_at = time.perf_counter()
         for step in bar:
             loss = self._step(step, loss_at)
             if step % _LOG_EVERY == 0:
                 self.losses.append((step, loss))
                 bar.set_postfix(loss=f"{loss:.4f}")
             is_last = step + 1 == self.steps
-            if is_last or (step + 1) % _CHECKPOINT_EVERY == 0:
+            if is_last or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
                 self._checkpoint(step + 1)
+                saved_at = time.perf_counter()
             if each and (step + 1) % each[0] == 0 and not is_last:
                 self._swap_averages()
                 each[1](step + 1)

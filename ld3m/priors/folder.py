@@ -1,6 +1,7 @@
 """Priors kept as a diffusers folder: one sub-folder a module, weights as tensors only, JSON configurations."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ld3m.priors.checkpoint import read_state
 from ld3m.priors.shape import NUM_TRAIN_STEPS, linear_alphas_cumprod, scaled_linear_alphas_cumprod
 from ld3m.storage import load_tensors, save_tensors, write_json
 
+logger = logging.getLogger(__name__)
 _FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 _DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # autoencoders of 2022
@@ -85,15 +87,29 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
         denoiser=denoiser,
         class_embedding=embedding,
         alphas_cumprod=read_alphas_cumprod(folder),
-        scale_factor=first_stage.config.scaling_factor,
+        scale_factor=_scale_factor(folder / first_stage_name, first_stage),
         native_resolution=index.get("native_resolution", (latent_size or 64) * downsample),
         class_names=None if index.get("class_names") is None else tuple(index["class_names"]),
     )
 
 
+def _scale_factor(folder: Path, first_stage: nn.Module) -> float:
+    """Return the factor of a first stage's latents; those of a VQModel were not scaled before its file could say so."""
+    if type(first_stage).__name__ == "VQModel":
+        return read_json(folder / "config.json").get("scaling_factor", 1.0)
+    return first_stage.config.scaling_factor
+
+
 def _split_classes(folder: Path, denoiser: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Embedding | None]:
     own_table = getattr(denoiser, "class_embedding", None)
     if isinstance(own_table, nn.Embedding):
+        last = own_table.num_embeddings - 1
+        logger.warning(
+            "%s: row %d of its class table is taken for the null class of guidance; a model trained without one has no "
+            "such row, and its last class cannot be used",
+            folder,
+            last,
+        )
         return _ClassVectorDenoiser(denoiser), own_table
     path = folder / "class_embedding.safetensors"
     if not path.is_file():

@@ -56,7 +56,8 @@ def train_prior(
     device = usable(device)
     if preview_every < 1:
         raise ConfigError(f"preview_every is at least 1 step, got {preview_every}")
-    claim_folder(out, {"data": dataset.name, **dataclasses.asdict(config)}, resume)
+    about = {"data": dataset.name, "fingerprint": dataset.fingerprint}
+    claim_folder(out, {**about, **dataclasses.asdict(config)}, resume)
     shape = config.shape(dataset.train.num_classes)
     first_stage, denoiser, embedding = build_modules(shape)
     draw = seeds.generator(config.seed, "prior", "initial weights")
@@ -66,7 +67,7 @@ def train_prior(
     Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
         first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
     )
-    latents = _standardise(first_stage, _encode_all(first_stage, dataset))
+    latents = _standardise(first_stage, _encode_all(first_stage, dataset, config.first_stage_batch))
     prior = Prior(
         name=dataset.name,
         first_stage=first_stage,
@@ -84,8 +85,8 @@ def train_prior(
         lambda step: _denoiser_loss(prior, latents, labels, config, step),
         each=(preview_every, lambda step: preview(prior, out / f"samples-{step:06d}.png")),
     )
-    preview(prior, out / "samples.png")
     save_prior(prior, out / "prior", dtype=torch.float16, betas=(shape.beta_start, shape.beta_end))
+    preview(prior, out / "samples.png")
     logger.info("the prior is in %s", out / "prior")
     return out / "prior"
 
@@ -102,9 +103,9 @@ def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTra
 
 
 @torch.no_grad()
-def _encode_all(first_stage: nn.Module, dataset: Dataset) -> Tensor:
+def _encode_all(first_stage: nn.Module, dataset: Dataset, at_once: int) -> Tensor:
     """Encode the training split once, (N, c, h, w), means."""
-    parts = torch.arange(len(dataset.train)).split(256)
+    parts = torch.arange(len(dataset.train)).split(at_once)
     first_stage.eval()
     return torch.cat(
         [first_stage.encode(dataset.train.batch(p, first_stage.device) * 2 - 1).latent_dist.mean for p in parts]

@@ -52,6 +52,7 @@ class LatentSpace:
         decoder_batch: int | None = None,
     ) -> None:
         self.prior, self.resolution, self.chain, self.decoder_batch = prior, resolution, chain, decoder_batch
+        self._drawn: tuple[tuple[object, ...], Tensor] | None = None  # purpose and noise of the last draw
         tensors = {"latents": latents, "conditioning": conditioning}
         self.parameters = {
             name: tensor.detach().clone().requires_grad_(name in learn)
@@ -96,9 +97,12 @@ class LatentSpace:
     def noise(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         """Draw the noise (n, c, h, w) of the rows' chains."""
         latents, purpose = self.parameters["latents"], () if self.chain.noise == "fixed" else noise_seed
-        # Drawn for all images, so that an image's noise does not depend on which others are rendered with it.
-        draw = seeds.generator(self.chain.seed, "noise", *purpose)
-        return torch.randn(latents.shape, generator=draw).to(latents)[rows]
+        # Drawn for all images, so that an image's noise does not depend on which others are rendered with it; and once
+        # for all groups of rows that are rendered one after the other.
+        if self._drawn is None or self._drawn[0] != purpose:
+            draw = seeds.generator(self.chain.seed, "noise", *purpose)
+            self._drawn = purpose, torch.randn(latents.shape, generator=draw)
+        return self._drawn[1][rows.cpu()].to(latents)
 
     def project(self) -> None:
         """Latents and conditioning may go anywhere."""

@@ -14,7 +14,9 @@ class PixelSpace:
 
     def __init__(self, images: Tensor, mean: Tensor, std: Tensor) -> None:
         self._mean, self._std = mean.view(3, 1, 1).to(images), std.view(3, 1, 1).to(images)
+        self._least, self._most = self._limit(0.0), self._limit(1.0)
         self.parameters = {"pixels": ((images - self._mean) / self._std).requires_grad_(True)}
+        self.project()
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         return (self.parameters["pixels"][rows] * self._std + self._mean).clamp(0, 1)
@@ -22,5 +24,11 @@ class PixelSpace:
     @torch.no_grad()
     def project(self) -> None:
         """Clamp to what a picture can show: beyond it, the clamp in `render` would stop the gradient for good."""
-        pixels = self.parameters["pixels"]
-        pixels.copy_(torch.minimum(torch.maximum(pixels, -self._mean / self._std), (1 - self._mean) / self._std))
+        self.parameters["pixels"].clamp_(self._least, self._most)
+
+    def _limit(self, shown: float) -> Tensor:
+        """Return the pixels (3, 1, 1) that are shown as black or white, moved inwards where rounding leads outside."""
+        limit, middle = (shown - self._mean) / self._std, (0.5 - self._mean) / self._std
+        while not (is_inside := (colour := limit * self._std + self._mean) == colour.clamp(0, 1)).all():
+            limit = torch.where(is_inside, limit, torch.nextafter(limit, middle))
+        return limit

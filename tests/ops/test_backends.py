@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,19 @@ def test_reasons(monkeypatch):
     assert missing("triton", cpu) == "Triton is not installed; pip install triton"
     monkeypatch.setattr(backends, "_not_built", "built for another version; reinstall ld3m")
     assert missing("native", cpu) == "built for another version; reinstall ld3m"
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((7, 0), False), ((7, 5), True), ((8, 0), True), ((8, 7), True), ((9, 0), True), ((12, 0), True)],
+)
+def test_a_gpu_of_another_architecture_than_was_built_for(capability, runs, monkeypatch):
+    monkeypatch.setattr(backends, "native", SimpleNamespace(cuda_archs="75,80,86,89,90"))
+    monkeypatch.setattr(backends, "_refusals", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    reason = backends._no_code(0)
+    assert (reason == "") == runs
+    assert runs or reason.endswith("the device is 70; set LD3M_CUDA_ARCHS and reinstall")
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "forward mode"])

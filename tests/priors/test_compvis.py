@@ -90,6 +90,21 @@ def test_scale_factor_of_the_yaml_scales_latents(checkpoint):
     assert reference.shape == images.shape
 
 
+def test_a_factor_in_the_checkpoint_wins(checkpoint):
+    """It was measured on the first batch (scale_by_std), and the YAML then says none."""
+    file = checkpoint("kl").save()
+    images, latents = (x := torch.rand(1, 3, 16, 16) * 2 - 1), file.load().encode(x)
+    file.state["scale_factor"] = torch.tensor(2 * 0.18215)
+    torch.testing.assert_close(file.save().load().encode(images), 2 * latents)
+
+
+def test_a_schedule_in_half_precision_is_made_anew(checkpoint):
+    file = checkpoint()
+    exact = file.save().load().alphas_cumprod
+    file.state["alphas_cumprod"] = file.state["alphas_cumprod"].half()
+    torch.testing.assert_close(file.save().load().alphas_cumprod, exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [

@@ -118,10 +118,11 @@ def test_folder_is_read_by_diffusers_own_classes(reference_prior, tmp_path, late
         torch.testing.assert_close(decoder.decode(latents).sample, prior.decode(latents))
 
 
-def test_class_conditional_folder_of_diffusers(tmp_path, latents):
+def test_class_conditional_folder_of_diffusers(tmp_path, latents, caplog):
     denoiser, vqvae = unet(num_class_embeds=6).eval(), first_stage(num_vq_embeddings=16, vq_embed_dim=3).eval()
     prior = ld3m.load_prior(save_pipeline(tmp_path / "mine", denoiser, vqvae))
     assert (prior.num_classes, prior.latent_channels, prior.downsample) == (5, 3, 2)
+    assert "row 5 of its class table is taken for the null class" in caplog.text
     assert (prior.native_resolution, prior.name) == (16, "mine")
 
     class_ids = torch.tensor([2, 5])
@@ -145,6 +146,15 @@ def test_scaled_latents_of_a_quantising_first_stage(tmp_path, latents):
         prior.quantize(latents).permute(0, 2, 3, 1).flatten(0, 2), vqvae.quantize.embedding.weight / 4
     )
     assert distances.min(1).values.max() < 1e-3  # the rounding of cdist
+
+
+def test_a_quantising_first_stage_that_names_no_factor_has_none(tmp_path, latents):
+    """Folders of before December 2022, whose latents were never scaled."""
+    folder = save_pipeline(tmp_path, unet(), first_stage(num_vq_embeddings=16, vq_embed_dim=3))
+    config = json.loads((folder / "vqvae/config.json").read_text())
+    del config["scaling_factor"]
+    (folder / "vqvae/config.json").write_text(json.dumps(config))
+    assert ld3m.load_prior(folder).scale_factor == 1.0
 
 
 def test_unconditional_folder_of_diffusers(tmp_path, latents):

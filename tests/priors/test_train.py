@@ -37,11 +37,11 @@ def dataset(coloured):
 
 @pytest.fixture(scope="module")
 def go(dataset):
-    """Train in a moment, with a checkpoint every two steps."""
+    """Train in a moment, with a checkpoint after every step."""
 
     def call(out, config=SMALL, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fit, "_CHECKPOINT_EVERY", 2)
+            patch.setattr(fit, "_CHECKPOINT_SECONDS", -1.0)
             patch.setattr(fit, "_LOG_EVERY", 1)
             few = {"progress": False, "preview": few_samples, "preview_every": 3}
             return train_prior(dataset, out, config, **{**few, **options})
@@ -140,6 +140,31 @@ def test_a_finished_training_is_resumed_to_the_same(go, trained, monkeypatch):
     monkeypatch.setattr(Fit, "_step", None)
     go(trained, resume=True)
     assert {name: (trained / name).read_bytes() for name in before} == before
+
+
+def test_a_last_picture_that_fails_costs_no_prior(go, tmp_path):
+    def preview(prior, path):
+        if path.name == "samples.png":
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        go(tmp_path / "out", preview=preview)
+    assert (tmp_path / "out/prior/model_index.json").is_file()
+
+
+def test_a_resumed_training_has_the_same_images(go, trained, coloured, dataset):
+    """Others could be images that are to be tested on."""
+    other = data.load(coloured, resolution=dataset.resolution, holdout=0.5)
+    with pytest.raises(ConfigError, match=r"was trained with other settings: fingerprint '\w+' → '\w+'; use those"):
+        train_prior(other, trained, SMALL, resume=True)
+
+
+def test_a_checkpoint_is_written_every_so_often(tmp_path, monkeypatch):
+    saved, clock = [], iter(range(0, 1000, 20))
+    monkeypatch.setattr(fit.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(Fit, "_checkpoint", lambda self, step: saved.append(step))
+    fit_line(tmp_path)
+    assert saved == [2, 4, 6]
 
 
 def test_another_seed_gives_another_prior(go, trained, tmp_path):
@@ -263,7 +288,7 @@ def test_without_averages_the_last_weights_are_the_result(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "_CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(fit, "_CHECKPOINT_SECONDS", -1.0)
     with pytest.raises(NumericsError, match="the loss of line is nan at step 2; lower its rate, in another --out"):
         fit_line(tmp_path, bad_step=2)
     tensors, about = load_tensors(tmp_path / "line.safetensors")

@@ -88,6 +88,16 @@ def test_an_images_noise_does_not_depend_on_its_company(tiny_prior, chains):
     assert not torch.equal(whole[0], whole[1])
 
 
+def test_noise_is_drawn_once_for_all_groups(tiny_prior, chains, monkeypatch):
+    rendering, draws, randn = space(tiny_prior), [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: draws.append(a) or randn(*a, **k))
+    with torch.no_grad():
+        for rows, purpose in (([0, 1], (7,)), ([2, 3], (7,)), ([0, 1], (8,)), ([0, 1], (7,))):
+            rendering.render(torch.tensor(rows), purpose)
+    assert len(draws) == 3
+    assert torch.equal(chains[0]["noise"], chains[3]["noise"])
+
+
 def test_another_seed_has_another_noise(tiny_prior, chains):
     for seed in (4, 5):
         with torch.no_grad():

@@ -39,3 +39,17 @@ def test_projection_clamps_to_what_can_be_shown():
     torch.testing.assert_close(shown[2:], IMAGES[2:])
     assert space.parameters["pixels"].is_leaf
     assert space.parameters["pixels"].requires_grad
+
+
+def test_black_and_white_pixels_move_whatever_the_statistics():
+    """Rounded outside of [0, 1], they would have no gradient for good."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        mean, std = torch.rand(3, generator=draw), torch.rand(3, generator=draw) / 2 + 1e-3
+        for colour in (0.0, 1.0):
+            space = PixelSpace(torch.full((1, 3, 1, 1), colour), mean, std)
+            with torch.no_grad():
+                space.parameters["pixels"].add_(20 * colour - 10)
+            space.project()
+            space.render(torch.tensor([0]), (0,)).sum().backward()
+            assert (space.parameters["pixels"].grad.flatten() > 0).all()
