@@ -26,13 +26,52 @@ Config = typing.TypeVar("Config")  # a frozen dataclass of settings
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """Settings of `ld3m.distill` and `ld3m distill`. None means: as the preset says."""
+class RunConfig:
+    """Settings of every run that makes a set of images."""
 
     prior: str = "builtin"
     """Frozen generator: "builtin", "random:NAME", a CompVis or DiT checkpoint, a diffusers folder or a hub id."""
     prior_config: str | None = None
     """YAML of a CompVis checkpoint, not needed for cin256-v2 and unconditional FFHQ; folder of a DiT's autoencoder."""
+    ipc: int = 1
+    """Images per class to make."""
+    resolution: int | None = None
+    """Image side in pixels; the prior's own when not given."""
+    class_ids: tuple[int, ...] | None = None
+    """The prior's class for each class of the data, in label order; matched by name when not given."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    dtype: str | None = None
+    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
+    seed: int = 0
+    """Everything random follows from it."""
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    strict: bool = False
+    """Refuse images that cannot be read instead of skipping them with a count."""
+    evaluate: str | None = None
+    """Protocol run at the end: "quick" (the default below 128 px), "glad-hard" (from there on), or "none"."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):  # as a file has it
+                object.__setattr__(self, field.name, tuple(value))
+        if self.dtype is not None:
+            one_of(self.dtype, "dtype", DTYPES)
+        self.require_counts("ipc", "resolution")
+
+    def require_counts(self, *names: str) -> None:
+        """Raise unless each of these settings is a whole number from 1 on, or left open."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}")
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """Settings of `ld3m.distill` and `ld3m distill`. None means: as the preset says."""
+
     preset: str | None = None
     """Defaults by name: "builtin" (small images, CPU; the default below 128 px), "paper" or "released"."""
     algorithm: str = "dc"
@@ -40,10 +79,6 @@ class DistillConfig:
     space: str = "ld3m"
     """What is optimised: latents through the reverse chain "ld3m" or through the decoder "autoencoder"; features and
     codes of a StyleGAN-XL generator "glad", whose prior is "random:stylegan-32" or a .safetensors file; "pixel"s."""
-    ipc: int = 1
-    """Synthetic images per class."""
-    resolution: int | None = None
-    """Image side in pixels; the prior's own when not given."""
     iterations: int | None = None
     """Optimiser steps."""
     steps: int | None = None
@@ -63,8 +98,6 @@ class DistillConfig:
     those nearest to the k-means centres of each class, "noise", or the folder of a distilled set."""
     init_conditioning: str = "class"
     """Start of the conditioning: "class" embedding, "normal" noise, "null" embedding."""
-    class_ids: tuple[int, ...] | None = None
-    """The prior's class for each class of the data, in label order; matched by name when not given."""
     latent_size: int | None = None
     """Side of the latents; decoded images are then resized to `resolution`."""
     layer: int | None = None
@@ -104,29 +137,15 @@ class DistillConfig:
     the device's when not given."""
     retain: float | None = None
     """Fraction of the chain's evaluations whose activations are kept, 0 to 1; planned when not given."""
-    device: str | None = None
-    """torch device; "cuda" where there is one when not given."""
     compile: bool | None = None
     """torch.compile of the matching losses, which takes minutes the first time; on a GPU when not given."""
-    dtype: str | None = None
-    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
     attention: str = "auto"
     """Attention of the prior: "auto" by device and shape, "sdpa", "xformers", "bmm"."""
     cuda_graphs: bool | None = None
     """Replay the denoiser as CUDA graphs (ld3m); on a GPU when not given."""
-    seed: int = 0
-    """Everything random follows from it."""
-    holdout: float | None = None
-    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
-    strict: bool = False
-    """Refuse images that cannot be read instead of skipping them with a count."""
-    evaluate: str | None = None
-    """Protocol run at the end: "quick", "glad-hard", "none"."""
 
     def __post_init__(self) -> None:
-        for name in ("learn", "class_ids"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         one_of(self.algorithm, "algorithm", ALGORITHMS)
         one_of(self.space, "space", SPACES)
         one_of(self.metric, "metric", METRICS)
@@ -139,12 +158,7 @@ class DistillConfig:
             raise ConfigError(f"learn names one or both of {', '.join(LEARNABLE)}; got {list(self.learn)}")
         if self.preset is not None:
             one_of(self.preset, "preset", tuple(PRESETS))
-        if self.dtype is not None:
-            one_of(self.dtype, "dtype", DTYPES)
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}")
+        self.require_counts(*_COUNTS)
         if self.steps is not None and self.steps > 1000:
             raise ConfigError(f"steps is a whole number from 1 to 1000, got {self.steps}")
         for name in ("lr", "lr_codes", "student_lr"):
@@ -165,8 +179,8 @@ class DistillConfig:
                 )
 
 
-_AT_LEAST_ONE = (
-    "ipc", "resolution", "iterations", "steps", "latent_size", "width", "real_batch", "num_experts",
+_COUNTS = (
+    "iterations", "steps", "latent_size", "width", "real_batch", "num_experts",
     "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from ld3m.config import RunConfig
 from ld3m.data import Dataset
 from ld3m.evaluation import evaluate
 from ld3m.preparation import Job
@@ -21,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class _Job(Protocol):
-    """What is asked of a job: a config with `seed` and `evaluate`, the data, the run's folder."""
+    """What is asked of a job."""
 
-    config: object
+    config: RunConfig
     dataset: Dataset
     folder: RunFolder
     device: torch.device

@@ -12,7 +12,7 @@ from ld3m import config as configuration
 from ld3m import data as data_room
 from ld3m import networks
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
-from ld3m.config import STARTS, Config, DistillConfig
+from ld3m.config import STARTS, Config, DistillConfig, RunConfig
 from ld3m.data import Dataset
 from ld3m.devices import usable
 from ld3m.errors import ConfigError, DataError
@@ -25,7 +25,6 @@ from ld3m.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.priors import Execution, Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
 from ld3m.runs import RunFolder, claim
-from ld3m.sampling import SampleConfig
 from ld3m.spaces import ChainSettings, LatentSpace, PixelSpace, Space
 
 logger = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ def in_memory(settings: Mapping[str, object]) -> dict[str, object]:
     return {**settings, "evaluate": "none"}
 
 
-def load_data(data: object, config: DistillConfig | SampleConfig) -> Dataset:
+def load_data(data: object, config: RunConfig) -> Dataset:
     """Load the data as the settings say, with a test split where the run ends with an evaluation."""
     dataset = data_room.load(data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
     if config.evaluate != "none" and dataset.test is None:

@@ -224,7 +224,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_differences_name_old_and_new():
     stored = DistillConfig(lr=0.1)
     assert differences(stored, stored) == []
-    assert differences(stored, replace(stored, lr=0.2, seed=3)) == ["lr 0.1 → 0.2", "seed 0 → 3"]
+    assert differences(stored, replace(stored, lr=0.2, seed=3)) == ["seed 0 → 3", "lr 0.1 → 0.2"]
 
 
 @pytest.mark.parametrize("settings", [{"lr": np.float64(0.25)}, {"ipc": np.int64(3)}, {"class_ids": [np.int32(2), 1]}])

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from ld3m.config import DTYPES, one_of
+from ld3m.config import RunConfig, one_of
 from ld3m.errors import ConfigError
 from ld3m.ops.group_select import WEIGHTS
 
@@ -12,19 +12,11 @@ _REAL_IMAGES = 100  # of a class of small images, so that two CPU cores invert t
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(RunConfig):
     """Settings of `ld3m.sample_dataset` and `ld3m sample`. None means: by the resolution, as said."""
 
-    prior: str = "builtin"
-    """Frozen generator with classes: "builtin", "random:NAME", a checkpoint, a diffusers folder or a hub id."""
-    prior_config: str | None = None
-    """YAML of a CompVis checkpoint, not needed for cin256-v2; folder of a DiT's autoencoder."""
     selector: str = "group"
     """How latents are chosen: best "group" of many, one of exact "moments", "random", noised "kmeans" prototypes."""
-    ipc: int = 1
-    """Images per class."""
-    resolution: int | None = None
-    """Image side in pixels; the prior's own when not given."""
     steps: int = 50
     """Points of the DDIM grid, 2 to 1000."""
     stop: int = 30
@@ -43,36 +35,15 @@ class SampleConfig:
     """Real images of a class that are used at most; 100 below 128 px when not given, all from there on."""
     statistics: str | None = None
     """Folder of class statistics of another run, with the same data, prior and inversion, to be used again."""
-    class_ids: tuple[int, ...] | None = None
-    """The prior's class for each class of the data, in label order; matched by name when not given."""
     micro_batch: int = 64
     """Images the prior sees at once."""
-    device: str | None = None
-    """torch device; "cuda" where there is one when not given."""
-    dtype: str | None = None
-    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
-    seed: int = 0
-    """Everything random follows from it."""
-    holdout: float | None = None
-    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
-    strict: bool = False
-    """Refuse images that cannot be read instead of skipping them with a count."""
-    evaluate: str | None = None
-    """Protocol run at the end, or "none"; "quick" below 128 px when not given, "glad-hard" from there on."""
 
     def __post_init__(self) -> None:
-        for name in ("class_ids", "weights"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         one_of(self.selector, "selector", SELECTORS)
         if self.compat is not None:
             one_of(self.compat, "compat", ("d3hr",))
-        if self.dtype is not None:
-            one_of(self.dtype, "dtype", DTYPES)
-        for name in ("ipc", "resolution", "groups", "real_images", "micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}")
+        self.require_counts("groups", "real_images", "micro_batch")
         for name in ("inversion_guidance", "guidance_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} is a finite number, got {getattr(self, name)!r}")
