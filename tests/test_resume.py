@@ -211,7 +211,7 @@ def test_settings_that_are_not_given_are_the_stored_ones(coloured, whole):
     ("settings", "named"),
     [
         ({"iterations": 9}, "iterations 4 → 9"),
-        ({"lr": 0.7, "seed": 3}, r"lr [\d.]+ → 0.7, seed 0 → 3"),
+        ({"lr": 0.7, "seed": 3}, r"seed 0 → 3, lr [\d.]+ → 0.7"),
         ({"learn": ("latents",)}, r"learn \('latents', 'conditioning'\) → \('latents',\)"),
         ({"prior": "builtin"}, "prior 'random:tiny' → 'builtin'"),
         ({"algorithm": "mtt"}, "algorithm 'dm' → 'mtt'"),
