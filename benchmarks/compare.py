@@ -53,6 +53,7 @@ VARIANTS = {
         "noised k-means": {"selector": "kmeans"},
         "ld3m": {},
         "ld3m from k-means": {"init": "kmeans"},  # which, for several images a class, are not those of the baseline
+        "ld3m, dm, from k-means": {"algorithm": "dm", "init": "kmeans"},
     },
 }
 BASELINES = {"random": "random real", "kmeans": "k-means real"}
