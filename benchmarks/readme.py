@@ -90,7 +90,8 @@ def spaces() -> str:
     path = RESULTS / "spaces.md"
     if not path.is_file():
         return ""
-    return f"What the skip, the chain and the prior are worth (an earlier version; ± as above):\n\n{path.read_text()}"
+    about = "What the skip, the chain and the prior are worth (± standard error over five trainings on one set each):"
+    return f"{about}\n\n{path.read_text()}"
 
 
 def selectors() -> str:
