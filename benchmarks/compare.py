@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -57,8 +58,22 @@ VARIANTS = {
     },
 }
 BASELINES = {"random": "random real", "kmeans": "k-means real"}
-# Differences asked for, taken repeat by repeat: networks start from the same weights on every set.
-PAIRS = {"selectors": ("moments", "best of 1e5 groups")}
+# Differences worth quoting, taken repeat by repeat: networks start from the same weights on every set.
+PAIRS = {
+    "spaces": [("ld3m", name) for name in ("no injection", "conditioning only", "autoencoder", "pixel")],
+    "selectors": [
+        ("moments", "best of 1e5 groups"),
+        ("best of 1e5 groups", "one group"),
+        ("noised k-means", "moments"),
+        ("k-means real", "noised k-means"),
+        ("ld3m", "moments"),
+        ("ld3m", "k-means real"),
+        ("ld3m from k-means", "ld3m"),
+        ("ld3m from k-means", "k-means real"),
+        ("ld3m, dm, from k-means", "ld3m from k-means"),
+        ("ld3m, dm, from k-means", "k-means real"),
+    ],
+}
 # Settings that the statistics of a class follow from.
 _OF_STATISTICS = (
     "prior", "prior_config", "resolution", "class_ids", "steps", "stop", "inversion_guidance", "real_images", "dtype",
@@ -97,12 +112,14 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
     return comparison.report(finished.accuracies, 0.0)
 
 
-def table(rows: Rows, networks: list[str], pair: tuple[str, str] | None) -> str:
-    """Return the accuracies as Markdown, mean ± standard error, and under them the difference of the pair."""
+def table(rows: Rows, networks: list[str], pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the accuracies as Markdown, mean ± standard error, and under them the differences of the known pairs."""
     lines = [f"| set | {' | '.join(networks)} | mean |", "|---" * (len(networks) + 2) + "|"]
     for name, by_network in rows.items():
         lines.append(f"| {name} | {' | '.join(_cells(by_network, networks))} |")
-    if pair and all(name in rows for name in pair):
+    for pair in pairs:
+        if not all(rows.get(name) for name in pair):
+            continue
         differences = {
             network: [a - b for a, b in zip(*(rows[name][network] for name in pair), strict=True)]
             for network in networks
@@ -163,7 +180,7 @@ def main() -> None:
         }
         print(f"{network}, {variant}: {report.rows[0]['mean']:.1f}", flush=True)
         write(arguments, label, rows, networks, about, outs)
-    print(table(rows, networks, PAIRS.get(arguments.name)))
+    print(table(rows, networks, PAIRS.get(arguments.name, ())))
 
 
 def write(
@@ -186,7 +203,7 @@ def write(
     }
     name = label + ("-soft" if arguments.teacher else "")
     name += f"-{arguments.dtype}" if arguments.dtype != "float32" else ""
-    text = table(rows, networks, PAIRS.get(arguments.name))
+    text = table(rows, networks, PAIRS.get(arguments.name, ()))
     (arguments.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (arguments.results / f"{name}.md").write_text(f"`{content['command']}`\n\n{text}\n")
 

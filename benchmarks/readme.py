@@ -125,8 +125,8 @@ JUDGES = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5", "AlexNet-w0.5")
 SELECTORS = (
     "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11, ResNet18 and AlexNet at half\n"
     "width, ± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`;\n"
-    "by network in [benchmarks/results](benchmarks/results); soft labels are those of a ConvNet trained on the real\n"
-    "images):"
+    "by network, with the differences quoted below, in [benchmarks/results](benchmarks/results); soft labels are\n"
+    "those of a ConvNet trained on the real images):"
 )
 MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
