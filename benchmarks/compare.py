@@ -20,13 +20,13 @@ from statistics import fmean, stdev
 import yaml
 
 import ld3m
-from ld3m.devices import usable
 from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
+from ld3m.evaluation.finish import versions
+from ld3m.evaluation.inputs import open_subject
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import find
-from ld3m.evaluation.subject import open_subject
-from ld3m.finishing import versions
+from ld3m.runtime.devices import usable
 
 VARIANTS = {
     # What the skip, the chain and the prior are worth, everything else equal.
@@ -82,7 +82,7 @@ _OF_STATISTICS = (
 Rows = dict[str, dict[str, list[float]]]  # accuracies of the repeats, by set and network
 
 
-def make(data: str, out: Path, settings: dict[str, object]) -> ld3m.result.Result:
+def make(data: str, out: Path, settings: dict[str, object]) -> ld3m.runs.result.Result:
     """Make one set, or go on with it, which refuses one of other settings or data; all that are sampled share the
     statistics of the classes, which are most of the work."""
     options = {"resume": out.is_dir(), "evaluate": "none"}

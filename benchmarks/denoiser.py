@@ -10,7 +10,7 @@ import torch
 
 import ld3m
 from ld3m.priors import Execution
-from ld3m.priors.lean.attention import BACKENDS, attention, choose
+from ld3m.priors.frozen.attention import BACKENDS, attention, choose
 
 PRIORS = {  # (prior, side of the latents, rows)
     "cpu": [("random:builtin", 8, 20)],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ld3m.priors.stylegan import StyleGAN, SynthesisLayer
+from ld3m.priors.stylegan.generator import StyleGAN, SynthesisLayer
 
 _GAIN, _SLOPE, _CLAMP, _EPSILON = math.sqrt(2), 0.2, 256.0, 1e-8
 # GLaD normalises generated images by another mean than real ones.

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import glad, official, released_losses
-from ld3m import objectives, seeds
-from ld3m.experts import train_experts
-from ld3m.objectives import ClassMatching, TrajectoryMatching
-from ld3m.preparation import Job, objective_of, prepare
+from ld3m.distillation import objectives
+from ld3m.distillation.experts import train_experts
+from ld3m.distillation.job import Job, objective_of, prepare
+from ld3m.distillation.objectives import ClassMatching, TrajectoryMatching
 from ld3m.priors import Prior, load_prior
+from ld3m.runtime import seeds
 from ld3m.spaces import LatentSpace
 
 NUM_CLASSES = 10

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.iteration import gradients
 from ld3m import matching
-from ld3m.objectives import ClassMatching
-from ld3m.preparation import Job, objective_of, prepare
+from ld3m.distillation.job import Job, objective_of, prepare
+from ld3m.distillation.objectives import ClassMatching
 
 SETTINGS = {"cpu": {}, "smoke": {"prior": "random:tiny", "steps": 2, "width": 4, "real_batch": 4}}
 
@@ -55,6 +55,6 @@ def without_kernels() -> Iterator[None]:
     with (
         patch("ld3m.ops.backends.FORCED", "eager"),
         patch("ld3m.matching.gradient.fused", lambda network: network),
-        patch("ld3m.objectives.dc_loss", by_class),
+        patch("ld3m.distillation.objectives.dc_loss", by_class),
     ):
         yield

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ld3m.footprint import Ledger
 from ld3m.ops.backends import BACKENDS
+from ld3m.runtime.footprint import Ledger
 
 MIB = 2**20
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 3e-2}

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 import ld3m
-from ld3m.devices import default_device
-from ld3m.memory import Plan, plan_memory
-from ld3m.preparation import objective_of, prepare
+from ld3m.distillation.job import objective_of, prepare
+from ld3m.memory.plan import Plan, plan_memory
+from ld3m.runtime.devices import default_device
 from ld3m.spaces import ChainSettings, LatentSpace
 
 MB = 10**6

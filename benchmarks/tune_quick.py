@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import torch
 
-from ld3m import seeds
 from ld3m.data import Dataset, ImageSet, load
-from ld3m.data.choice import random_images
+from ld3m.data.coreset import random_images
 from ld3m.evaluation import PROTOCOLS
 from ld3m.evaluation.protocols import Recipe
-from ld3m.evaluation.report import mean_std
 from ld3m.evaluation.training import train_and_test
+from ld3m.runs.report import mean_std
+from ld3m.runtime import seeds
 
 POOL = 500  # images of each class that sets are drawn from; the rest validates
 

@@ -6,17 +6,17 @@ __version__ = "0.1.0"
 
 # Public names are imported when first used, so that `import ld3m` costs little and needs neither diffusers nor Pillow.
 _HOMES = {
-    "Result": "ld3m.result",
-    "distill": "ld3m.distillation",
+    "Result": "ld3m.runs.result",
+    "distill": "ld3m.distillation.loop",
     "evaluate": "ld3m.evaluation",
-    "export": "ld3m.exporting",
+    "export": "ld3m.runs.exporting",
     "invert": "ld3m.chain",
-    "load": "ld3m.result",
+    "load": "ld3m.runs.result",
     "load_prior": "ld3m.priors",
-    "plan_memory": "ld3m.memory",
+    "plan_memory": "ld3m.memory.plan",
     "reverse_chain": "ld3m.chain",
     "sample": "ld3m.chain",
-    "sample_dataset": "ld3m.synthesis",
+    "sample_dataset": "ld3m.sampling.dataset",
 }
 
 __all__ = ["__version__", *_HOMES]

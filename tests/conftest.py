@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ld3m
-from ld3m import cli, devices, pictures
+from ld3m import cli
 from ld3m.priors import load_stylegan
+from ld3m.runs import pictures
+from ld3m.runtime import devices
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ld3m")

@@ -2,7 +2,6 @@
 
 from ld3m.chain.inversion import NoisyLatents, inversion_states, invert, sample, sampling_states
 from ld3m.chain.reverse import reverse_chain
-from ld3m.chain.samples import sample_images, save_samples
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES, ChainTable, chain_table, timesteps
 
 __all__ = [
@@ -15,8 +14,6 @@ __all__ = [
     "invert",
     "reverse_chain",
     "sample",
-    "sample_images",
     "sampling_states",
-    "save_samples",
     "timesteps",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ld3m.errors import DataError
-from ld3m.fingerprints import fingerprint
+from ld3m.runtime.fingerprints import fingerprint
 
 
 @dataclass(frozen=True, eq=False)

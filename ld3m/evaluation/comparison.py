@@ -15,22 +15,22 @@ from tqdm import tqdm
 
 import ld3m
 from ld3m import networks as zoo
-from ld3m import seeds
 from ld3m.data import Dataset
-from ld3m.data.choice import kmeans_images, random_images
-from ld3m.devices import usable
+from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
+from ld3m.evaluation.inputs import open_subject
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, check_epochs, find
-from ld3m.evaluation.report import Report, save_report, summary
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
-from ld3m.evaluation.subject import open_subject
 from ld3m.evaluation.teacher import Teacher, load_teacher
 from ld3m.evaluation.training import NormalisedImages, has_dropout, train_and_test
-from ld3m.fingerprints import fingerprint
-from ld3m.result import Result
-from ld3m.storage import require_writable
+from ld3m.runs.report import Report, save_report, summary
+from ld3m.runs.result import Result
+from ld3m.runtime import seeds
+from ld3m.runtime.devices import usable
+from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.storage import require_writable
 
 logger = logging.getLogger(__name__)
 # name: choice of real images, and whether every repeat draws its own
@@ -114,7 +114,7 @@ def evaluate(
     comparison.run(finished, together, progress)
     report = comparison.report(finished.accuracies, time.perf_counter() - start)
     if folder:
-        from ld3m.report import publish  # which shows evaluations
+        from ld3m.runs.page import publish  # which shows evaluations
 
         save_report(report, folder)
         finished.forget(comparison.trainings)

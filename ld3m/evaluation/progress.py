@@ -7,7 +7,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from ld3m.evaluation.runner import Training
-from ld3m.storage import write_json
+from ld3m.runtime.storage import write_json
 
 FILE = "evaluation-progress.json"
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ld3m.config import one_of
+from ld3m.config.distill import one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation.augmentation import AUGMENTATIONS
 

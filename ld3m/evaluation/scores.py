@@ -17,8 +17,8 @@ from dataclasses import replace
 
 from ld3m.errors import ConfigError
 from ld3m.evaluation.protocols import Protocol
-from ld3m.evaluation.report import SCORES
 from ld3m.evaluation.runner import Training
+from ld3m.runs.report import SCORES
 
 FULL = "full"  # the set of all real training images
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ld3m import networks
 from ld3m.data import Dataset
 from ld3m.errors import CheckpointError, ConfigError
-from ld3m.fingerprints import fingerprint
-from ld3m.storage import load_tensors, save_tensors
+from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.storage import load_tensors, save_tensors
 
 
 @dataclass(frozen=True, eq=False)

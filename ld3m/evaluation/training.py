@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from ld3m import networks, seeds
+from ld3m import networks
 from ld3m.data import Dataset
 from ld3m.data.images import to_unit
 from ld3m.evaluation.augmentation import AUGMENTATIONS, Mix
 from ld3m.evaluation.protocols import SCHEDULES, Protocol, Recipe, ema_decay
 from ld3m.evaluation.teacher import Teacher
+from ld3m.runtime import seeds
 
 logger = logging.getLogger(__name__)
 _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones leave the cache

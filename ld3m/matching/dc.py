@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import InputError
+from ld3m.matching.checks import check_chunk, check_classes, clear_network_errors
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import (
     Weights,
@@ -18,7 +19,6 @@ from ld3m.matching.gradient import (
     weights_of,
     with_gradients,
 )
-from ld3m.matching.shapes import check_chunk, check_classes, clear_network_errors
 from ld3m.ops.gradient_distance import distances_and_directions, row_cosines
 
 # Of the largest map of a network. ConvNet of width 128, 64 images of 32 px: 198 ms at once, 148 ms by 16 (8 MiB).

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ld3m.errors import InputError
+from ld3m.matching.checks import check_chunk, check_classes, clear_network_errors
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import buffers_of, weights_of
-from ld3m.matching.shapes import check_chunk, check_classes, clear_network_errors
 from ld3m.networks import fused
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import InputError
+from ld3m.matching.checks import check_dtype, clear_network_errors
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import (
     RngState,
@@ -19,7 +20,6 @@ from ld3m.matching.gradient import (
     weights_of,
     with_gradients,
 )
-from ld3m.matching.shapes import check_dtype, clear_network_errors
 
 Augment = Callable[[Tensor, int], Tensor]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ld3m.devices import precision, usable
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
-from ld3m.priors.lean import Execution
+from ld3m.priors.frozen import Execution
 from ld3m.priors.random import NAMES as RANDOM_NAMES
-from ld3m.priors.stylegan import StyleGAN
-from ld3m.priors.stylegan_loading import load_stylegan
+from ld3m.priors.stylegan.generator import StyleGAN
+from ld3m.priors.stylegan.loading import load_stylegan
+from ld3m.runtime.devices import precision, usable
 
 __all__ = ["NAMES", "Execution", "Prior", "StyleGAN", "load_prior", "load_stylegan"]
 

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from ld3m.errors import ConfigError, InputError
 from ld3m.ops.nearest_code import nearest_code
-from ld3m.priors.evaluation import Evaluation
-from ld3m.priors.lean import Execution, Streamlined
+from ld3m.priors.denoiser_call import Evaluation
+from ld3m.priors.frozen import Execution, Streamlined
 
 
 class Prior:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ld3m.errors import CheckpointError
-from ld3m.storage import load_tensors
+from ld3m.runtime.storage import load_tensors
 
 _STATES = ("state_dict", "ema", "model")
 

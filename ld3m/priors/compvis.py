@@ -8,9 +8,9 @@ import yaml
 from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError, ConfigError
+from ld3m.priors.architecture import SHAPES, LdmShape, build_modules
 from ld3m.priors.base import Prior
 from ld3m.priors.folder import load_weights
-from ld3m.priors.shape import SHAPES, LdmShape, build_modules
 
 _UNET, _FIRST_STAGE, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
 

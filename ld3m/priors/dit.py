@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError, ConfigError, InputError
+from ld3m.priors.architecture import DIT_SHAPES, DiTShape, build_first_stage
 from ld3m.priors.base import Prior
 from ld3m.priors.folder import load_module, load_weights, read_alphas_cumprod, read_json, read_weights
-from ld3m.priors.shape import DIT_SHAPES, DiTShape, build_first_stage
 
 _TABLE = "y_embedder.embedding_table.weight"
 _OWN_EMBEDDERS = ".norm1.emb."

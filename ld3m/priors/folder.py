@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError
+from ld3m.priors.architecture import NUM_TRAIN_STEPS, linear_alphas_cumprod, scaled_linear_alphas_cumprod
 from ld3m.priors.base import Prior
 from ld3m.priors.checkpoint import read_state
-from ld3m.priors.shape import NUM_TRAIN_STEPS, linear_alphas_cumprod, scaled_linear_alphas_cumprod
-from ld3m.storage import load_tensors, save_tensors, write_json
+from ld3m.runtime.storage import load_tensors, save_tensors, write_json
 
 logger = logging.getLogger(__name__)
 _FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ld3m import seeds
 from ld3m.errors import ConfigError
+from ld3m.priors.architecture import DIT_SHAPES, SHAPES, build_modules
 from ld3m.priors.base import Prior
 from ld3m.priors.dit import build_dit_modules
-from ld3m.priors.shape import DIT_SHAPES, SHAPES, build_modules
+from ld3m.runtime import seeds
 
 RELEASED = "ffhq256-released"
 NAMES = (*SHAPES, RELEASED, *DIT_SHAPES)

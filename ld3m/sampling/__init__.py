@@ -9,8 +9,8 @@ A selector is two functions:
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ld3m.config.sample import SampleConfig, resolve
 from ld3m.sampling import group, kmeans, moments, random
-from ld3m.sampling.config import SampleConfig, resolve
 from ld3m.sampling.statistics import ClassStatistics, Moments, inverted_statistics
 
 __all__ = ["SELECTORS", "ClassStatistics", "Moments", "SampleConfig", "Selector", "resolve"]

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ld3m.chain import NoisyLatents
+from ld3m.config.sample import SampleConfig
 from ld3m.ops.group_select import group_noise, group_select, score_noise
-from ld3m.sampling.config import SampleConfig
 from ld3m.sampling.statistics import ClassStatistics
 
 _PUBLISHED_CHUNK, _SCORED = 10_000, 500  # groups drawn at once, and scored at once

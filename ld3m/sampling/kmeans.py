@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ld3m import seeds
 from ld3m.chain import NoisyLatents
-from ld3m.clustering import kmeans
+from ld3m.config.sample import SampleConfig
+from ld3m.data.clustering import kmeans
 from ld3m.priors.base import Prior
-from ld3m.sampling.config import SampleConfig
+from ld3m.runtime import seeds
 from ld3m.sampling.statistics import ClassStatistics
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from ld3m import seeds
 from ld3m.chain import NoisyLatents
-from ld3m.sampling.config import SampleConfig
+from ld3m.config.sample import SampleConfig
+from ld3m.runtime import seeds
 from ld3m.sampling.statistics import ClassStatistics
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ld3m.chain import NoisyLatents, invert
+from ld3m.config.sample import SampleConfig
 from ld3m.errors import DataError
 from ld3m.priors.base import Prior
-from ld3m.sampling.config import SampleConfig
 
 
 @dataclass(frozen=True, eq=False)

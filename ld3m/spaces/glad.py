@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ld3m.priors.stylegan import StyleGAN
+from ld3m.priors.stylegan.generator import StyleGAN
 from ld3m.spaces.base import to_pixels
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ld3m import seeds
 from ld3m.chain import reverse_chain
 from ld3m.priors.base import Prior
+from ld3m.runtime import seeds
 from ld3m.spaces.base import to_pixels
 
 

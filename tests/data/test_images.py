@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.errors import DataError
-from ld3m.footprint import Ledger
+from ld3m.runtime.footprint import Ledger
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ld3m.data import ImageSet
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
 from ld3m.evaluation import Report, comparison, evaluate
 from ld3m.networks import build
-from ld3m.result import Result
+from ld3m.runs.result import Result
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ld3m import networks, seeds
+from ld3m import networks
 from ld3m.errors import ConfigError
 from ld3m.evaluation import Report, evaluate
 from ld3m.evaluation.protocols import Recipe, find
 from ld3m.evaluation.training import train
+from ld3m.runtime import seeds
 
 HALF = find("quick").with_dtype("bfloat16")
 

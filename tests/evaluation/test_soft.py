@@ -13,8 +13,8 @@ from ld3m.errors import ConfigError
 from ld3m.evaluation import Report, TeacherTraining, evaluate, train_teacher
 from ld3m.evaluation.augmentation import Mix
 from ld3m.evaluation.protocols import Recipe, find, half_cosine
-from ld3m.evaluation.report import layout
 from ld3m.evaluation.training import NormalisedImages, _loss, train
+from ld3m.runs.report import layout
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_rows_carry_the_teacher_beside_random_images(toy, pair, teacher):
 
 
 def test_quick_takes_soft_labels_and_a_folder_keeps_both_tables(toy, pair, teacher, brief, tmp_path):
-    from ld3m.result import Result
+    from ld3m.runs.result import Result
 
     result = Result(*pair, toy.class_names, {}, {"space": "ld3m"}, toy.mean, toy.std)
     folder = result.save(tmp_path / "run")

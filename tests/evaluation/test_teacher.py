@@ -9,7 +9,7 @@ import torch
 from ld3m.data import ImageSet
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.evaluation import Teacher, TeacherTraining, load_teacher, train_teacher
-from ld3m.storage import save_tensors
+from ld3m.runtime.storage import save_tensors
 
 BRIEF = TeacherTraining(network="ConvNet-w0.06", epochs=6, lr=0.05, batch_size=16)
 

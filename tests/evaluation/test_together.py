@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ld3m import networks, seeds
+from ld3m import networks
 from ld3m.evaluation import comparison, evaluate
 from ld3m.evaluation.protocols import Recipe, find
 from ld3m.evaluation.runner import Training, jobs_of
 from ld3m.evaluation.training import train
+from ld3m.runtime import seeds
 
 R = 3
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ld3m import seeds
 from ld3m.evaluation import training
 from ld3m.evaluation.protocols import Recipe
 from ld3m.evaluation.training import NormalisedImages, accuracy, train, train_and_test
 from ld3m.matching import dsa
+from ld3m.runtime import seeds
 
 
 @pytest.fixture

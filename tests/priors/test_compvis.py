@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 import ld3m
 from ld3m.errors import CheckpointError, ConfigError
+from ld3m.priors.architecture import build_denoiser
 from ld3m.priors.compvis import read_yaml
-from ld3m.priors.shape import build_denoiser
 
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import ld3m
 from ld3m.errors import CheckpointError, ConfigError, InputError
+from ld3m.priors.architecture import DIT_SHAPES
 from ld3m.priors.dit import build_dit_modules
-from ld3m.priors.shape import DIT_SHAPES
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
 TOLERANCE = {"f64": 1e-10, "f32": 1e-4}

@@ -5,7 +5,7 @@ import torch
 
 import ld3m
 from ld3m.errors import ConfigError, InputError, Ld3mError
-from ld3m.priors.shape import SHAPES, LdmShape
+from ld3m.priors.architecture import SHAPES, LdmShape
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_large_random_priors(name, parameters, num_classes, conditioning_shape):
 
 def test_parameters_of_the_shape_of_cin256():
     """Counted on the meta device: the official model's U-Net, first stage and class table."""
-    from ld3m.priors.shape import build_modules
+    from ld3m.priors.architecture import build_modules
 
     first_stage, denoiser, table = build_modules(SHAPES["cin256"])
     counts = [sum(p.numel() for p in module.parameters()) for module in (first_stage, denoiser, table)]

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ld3m.errors import CheckpointError, ConfigError, InputError
-from ld3m.footprint import saved_bytes
 from ld3m.priors import load_stylegan
-from ld3m.priors.stylegan import modulated_convolution
-from ld3m.priors.stylegan_filters import down_matrices, filtered_leaky_relu, low_pass, up_matrix
-from ld3m.priors.stylegan_layers import SHAPES, GeneratorShape, design
+from ld3m.priors.stylegan.filters import down_matrices, filtered_leaky_relu, low_pass, up_matrix
+from ld3m.priors.stylegan.generator import modulated_convolution
+from ld3m.priors.stylegan.layers import SHAPES, GeneratorShape, design
+from ld3m.runtime.footprint import saved_bytes
 
 TINY = GeneratorShape(32, 16, 10, 256, 16, z_dim=16, w_dim=64, num_classes=10, class_dim=20)
 MODELS = {
@@ -251,7 +251,7 @@ def test_a_two_dimensional_down_filter_is_read_as_such(
 
 @pytest.mark.parametrize(("model", "name"), MODELS.items())
 def test_random_generators_have_as_many_weights_as_the_official_ones(model, name, reference):
-    from ld3m.priors.stylegan import Mapping, StyleGAN, Synthesis
+    from ld3m.priors.stylegan.generator import Mapping, StyleGAN, Synthesis
 
     shape = SHAPES[name]
     with torch.device("meta"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ld3m.footprint import saved_bytes
 from ld3m.priors import load_stylegan
+from ld3m.runtime.footprint import saved_bytes
 from ld3m.spaces import GladSpace
 
 LAYER, ROWS = 4, 5

@@ -1,0 +1,77 @@
+"""Settings of a data set that is sampled from a prior instead of optimised."""
+
+import math
+from dataclasses import dataclass, replace
+
+from ld3m.config.distill import RunConfig, one_of
+from ld3m.errors import ConfigError
+from ld3m.ops.group_select import WEIGHTS
+
+SELECTORS = ("group", "moments", "random", "kmeans")
+_REAL_IMAGES = 100  # of a class of small images, so that two CPU cores invert the embedded set within minutes
+
+
+@dataclass(frozen=True)
+class SampleConfig(RunConfig):
+    """Settings of `ld3m.sample_dataset` and `ld3m sample`. None means: by the resolution, as said."""
+
+    selector: str = "group"
+    """How latents are chosen: best "group" of many, one of exact "moments", "random", noised "kmeans" prototypes."""
+    steps: int = 50
+    """Points of the DDIM grid, 2 to 1000."""
+    stop: int = 30
+    """Point of the grid up to which real images are inverted (or prototypes noised), and from which is sampled."""
+    inversion_guidance: float = 4.0
+    """Classifier-free guidance of the inversion; 1 evaluates the denoiser once a step instead of twice."""
+    guidance_scale: float = 4.0
+    """Classifier-free guidance of the sampling."""
+    groups: int = 100_000
+    """Candidate groups of a class (group)."""
+    weights: tuple[float, ...] = WEIGHTS
+    """Of a group's deviation in mean, in standard deviation, and of its skewness (group)."""
+    compat: str | None = None
+    """"d3hr" draws and pairs noise levels as the published code does."""
+    real_images: int | None = None
+    """Real images of a class that are used at most; 100 below 128 px when not given, all from there on."""
+    statistics: str | None = None
+    """Folder of class statistics of another run, with the same data, prior and inversion, to be used again."""
+    micro_batch: int = 64
+    """Images the prior sees at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.selector, "selector", SELECTORS)
+        if self.compat is not None:
+            one_of(self.compat, "compat", ("d3hr",))
+        self.require_counts("groups", "real_images", "micro_batch")
+        for name in ("inversion_guidance", "guidance_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} is a finite number, got {getattr(self, name)!r}")
+        if len(self.weights) != 3 or any(not (math.isfinite(weight) and weight >= 0) for weight in self.weights):
+            raise ConfigError(
+                f"weights are three numbers, 0 or more, for mean, standard deviation and skewness; got {self.weights}"
+            )
+        self._check_grid()
+        if self.compat == "d3hr" and self.selector == "group" and self.ipc == 1:
+            raise ConfigError(
+                "the published score of a single image is not a number; choose ipc 2 or more, or leave compat out"
+            )
+
+    def _check_grid(self) -> None:
+        if not 2 <= self.steps <= 1000:
+            raise ConfigError(f"steps is a whole number from 2 to 1000, got {self.steps!r}")
+        highest = self.steps - (2 if self.compat == "d3hr" else 1)  # published sampling starts one point higher
+        if not 1 <= self.stop <= highest:
+            raise ConfigError(
+                f"stop is a point of the grid of {self.steps} steps, from 1 to {highest}; got {self.stop!r}"
+            )
+
+
+def resolve(config: SampleConfig, native_resolution: int) -> SampleConfig:
+    """Fill what is left to the resolution; `real_images` stays None where all are used."""
+    resolution = config.resolution or native_resolution
+    is_small = resolution < 128
+    filled = {"resolution": resolution, "evaluate": "quick" if is_small else "glad-hard"}
+    if is_small:
+        filled["real_images"] = max(_REAL_IMAGES, config.ipc)
+    return replace(config, **{key: value for key, value in filled.items() if getattr(config, key) is None})

@@ -1,0 +1,47 @@
+"""A few real images of each class, chosen at random or by k-means: to start from, and to compare with."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ld3m.data.clustering import kmeans
+from ld3m.data.images import ImageSet
+
+_SIDE = 32  # images are compared at no more than this many pixels a side
+_CHUNK = 512
+
+
+def random_images(train: ImageSet, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw counts[k] distinct images of each class k; return their positions in `train`, class by class."""
+    chosen = []
+    for label, count in enumerate(counts):
+        members = train.of_class(label)
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen)
+
+
+def kmeans_images(train: ImageSet, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Choose the distinct images of each class k nearest to its counts[k] k-means centres; return their positions.
+
+    Distances are Euclidean, between pixels of images averaged down to 32 px where they are larger: no network's
+    features, which would be one more choice. A single centre is the mean of the class.
+    """
+    chosen = []
+    for label, count in enumerate(counts):
+        members = train.of_class(label)
+        points = torch.cat([_pixels(train.batch(block)) for block in members.split(_CHUNK)])
+        distances = torch.cdist(points, kmeans(points, count, generator))  # (n, count)
+        for centre in range(count):
+            nearest = int(distances[:, centre].argmin())
+            chosen.append(int(members[nearest]))
+            distances[nearest] = math.inf  # an image serves one centre
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _pixels(images: Tensor) -> Tensor:
+    if images.shape[-1] > _SIDE:
+        images = F.adaptive_avg_pool2d(images, _SIDE)  # (n, 3, H, W) -> (n, 3, 32, 32)
+    return images.flatten(1).double()  # (n, D)

@@ -1,0 +1,217 @@
+"""The loop: iterate, log, checkpoint, resume; then render, save, evaluate and report."""
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ld3m.config.distill import DistillConfig, takes
+from ld3m.distillation.job import Job, objective_of, prepare
+from ld3m.distillation.objectives import Objective, rows_of
+from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
+from ld3m.memory.plan import Plan, is_out_of_memory, size_text
+from ld3m.runs.result import PARAMETERS, Result
+from ld3m.runtime import seeds
+from ld3m.runtime.devices import release_memory
+
+logger = logging.getLogger(__name__)
+
+_MOMENTUM = 0.5
+_CHECKPOINT_SECONDS = 5.0
+_BUDGET = "budget"  # in a checkpoint: what was planned with after memory ran out, so that a resumed run does the same
+
+
+@takes(DistillConfig)
+def distill(
+    data: object = "builtin",
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **settings: object,
+) -> Result:
+    """Distil a data set into a few images per class and, as the protocol says, evaluate them.
+
+    Args:
+        data: "builtin", an ImageFolder directory or zip, an (images, labels) pair of tensors, a map-style Dataset of
+            (image, label), or a `datasets.Dataset`.
+        out: folder for config, metrics, checkpoints, images and report; None keeps the result in memory only.
+        resume: go on with the run in `out`; settings that are given must be the stored ones.
+        overwrite: replace the run in `out`.
+        progress: show a progress bar.
+        **settings: fields of `ld3m.config.DistillConfig`; what is not given comes from the preset, or on `resume` from
+            the stored run.
+
+    Returns:
+        The distilled set. The same seed on the same CPU gives the same bytes, interrupted or not.
+
+    Raises:
+        ConfigError: settings that are unknown, contradict each other, or differ from those of the resumed run.
+        DataError: data that cannot be read or is too small.
+        NumericsError: a loss or gradient is not finite; the last good state is in the checkpoint.
+        MemoryBudgetError: memory runs out with the smallest plan; likewise.
+    """
+    started = time.perf_counter()
+    job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite)
+    loop = _Loop(job, objective_of(job, progress))
+    if loop.iteration < job.config.iterations:
+        loop.run(progress)
+    job = replace(job, plan=loop.plan)
+    result = _render(job)
+    if job.folder is None:
+        return result
+    from ld3m.evaluation.finish import finish
+
+    facts = {"seconds": time.perf_counter() - started, "seconds_per_iteration": loop.seconds_per_iteration}
+    del loop
+    job = replace(job, space=None)  # what it has on the device, captured graphs among it, gives way to the evaluation
+    release_memory(job.device)
+    return finish(job, result, **facts, progress=progress)
+
+
+class _Loop:
+    """The optimiser, its state on disk, and the iterations."""
+
+    def __init__(self, job: Job, objective: Objective) -> None:
+        self.job, self.objective, self.plan = job, objective, job.plan
+        self.iteration, self.seconds_per_iteration = 0, None
+        rates = {"codes": job.config.lr_codes}
+        learnt = {name: p for name, p in job.space.parameters.items() if p.requires_grad}
+        groups = [(name, p, rates.get(name, job.config.lr)) for name, p in learnt.items()]
+        groups += objective.parameters
+        self.parameters = {name: parameter for name, parameter, _ in groups}
+        self.optimiser = torch.optim.SGD(
+            [{"params": [parameter], "lr": lr} for _, parameter, lr in groups], lr=job.config.lr, momentum=_MOMENTUM
+        )
+        stored = job.folder.load_checkpoint() if job.folder and job.folder.is_resumed else None
+        if stored is not None:
+            self._restore(*stored)
+
+    def run(self, progress: bool) -> None:
+        """Iterate to the end; whatever stops it, the last whole iteration is kept."""
+        job, first, started = self.job, self.iteration, time.perf_counter()
+        good, saved_at = self._state(), started
+        bar = tqdm(
+            range(first, job.config.iterations), "distilling", initial=first, total=job.config.iterations,
+            disable=None if progress else True, unit="it",
+        )  # fmt: skip
+        try:
+            for iteration in bar:
+                line = self._iterate(iteration)
+                bar.set_postfix(loss=f"{line['loss']:.4g}")
+                if job.folder is not None:
+                    job.folder.log(line)  # before the state counts: a line too many is dropped on resume
+                good, self.iteration = self._state(), iteration + 1
+                if job.folder is not None and time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
+                    job.folder.save_checkpoint(self.iteration, good)
+                    saved_at = time.perf_counter()
+        finally:
+            bar.close()
+            if job.folder is not None:
+                job.folder.save_checkpoint(self.iteration, good)
+        self.seconds_per_iteration = (time.perf_counter() - started) / (self.iteration - first)
+
+    def _iterate(self, iteration: int) -> dict[str, object]:
+        started = time.perf_counter()
+        loss = self._backward(iteration)
+        while loss is None:
+            self._hold_less(iteration)
+            loss = self._backward(iteration)
+        norms = {f"grad_norm_{name}": float(p.grad.norm()) for name, p in self.parameters.items()}
+        _require_finite({"loss": loss, **norms}, iteration)
+        self.optimiser.step()
+        self.job.space.project()
+        _require_finite({name: float(p.detach().abs().max()) for name, p in self.parameters.items()}, iteration)
+        return {"iteration": iteration, "loss": loss, **norms, "seconds": round(time.perf_counter() - started, 4)}
+
+    def _backward(self, iteration: int) -> float | None:
+        """Compute the iteration's gradients, all of its draws anew, and its loss; None when memory runs out."""
+        self.optimiser.zero_grad()
+        try:
+            with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
+                return self.objective.backward(iteration)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.debug("iteration %d", iteration, exc_info=error)
+        return None
+
+    def _hold_less(self, iteration: int) -> None:
+        """Free what is left of an iteration that ran out of memory, and plan with less."""
+        self.optimiser.zero_grad()
+        plan = None if self.plan is None else self.plan.smaller()
+        if plan is None:
+            needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
+            raise MemoryBudgetError(
+                f"{self.job.device} ran out of memory in iteration {iteration}: there is not enough{needed}; the state "
+                "before it is kept. Free what other programs hold, or start anew with a lower memory_budget, ipc, "
+                "resolution or real_batch, or dtype bfloat16"
+            )
+        logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
+        self._hold(plan)
+        release_memory(self.job.device)
+
+    def _hold(self, plan: Plan) -> None:
+        self.plan = plan
+        self.objective.hold(plan)
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                state[f"momentum/{name}"] = buffer.clone()
+        if self.plan != self.job.plan:
+            state[_BUDGET] = torch.tensor(self.plan.budget_bytes)
+        return state
+
+    @torch.no_grad()
+    def _restore(self, iteration: int, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"the checkpoint in {self.job.folder.path} has no {name} of shape {tuple(parameter.shape)}; the "
+                    "data or prior changed since. Start again with --overwrite"
+                )
+            parameter.copy_(tensors[name])
+            if f"momentum/{name}" in tensors:
+                buffer = tensors[f"momentum/{name}"].to(parameter)
+                self.optimiser.state[parameter] = {"momentum_buffer": buffer}
+        if _BUDGET in tensors and self.plan is not None:
+            self._hold(self.plan.within(int(tensors[_BUDGET])))
+        self.iteration = iteration
+        logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
+
+
+def _require_finite(values: dict[str, float], iteration: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NumericsError(
+                f"{name.replace('_', ' ')} is {value} in iteration {iteration}; the state before it is kept. "
+                "Lower lr, or look at the data for values out of range"
+            )
+
+
+@torch.no_grad()
+def _render(job: Job) -> Result:
+    """Render the final images, with a noise draw of their own."""
+    dataset, config = job.dataset, job.config
+    labels = torch.arange(dataset.train.num_classes)
+    groups = [rows_of(part, config.ipc) for part in labels.split(job.plan.classes_in_flight if job.plan else 16)]
+    images = [job.space.render(rows.to(job.device), ("final",)).float().cpu() for rows in groups]
+    return Result(
+        images=torch.cat(images),
+        labels=labels.repeat_interleave(config.ipc),
+        class_names=tuple(dataset.class_names),
+        parameters={name: p.detach().cpu() for name, p in job.space.parameters.items() if name in PARAMETERS},
+        config=job.stored_settings(),
+        mean=dataset.mean,
+        std=dataset.std,
+        path=None if job.folder is None else job.folder.path,
+    )

@@ -1,0 +1,182 @@
+"""One iteration of matching: render, compare with real images, back-propagate into the space's parameters."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ld3m import networks
+from ld3m.config.distill import DistillConfig
+from ld3m.data import Dataset
+from ld3m.distillation.experts import Experts
+from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss
+from ld3m.matching.mtt import Augment
+from ld3m.memory.costs import STUDENT_BATCH
+from ld3m.memory.plan import Plan
+from ld3m.runtime import seeds
+from ld3m.spaces import Space
+
+
+class Objective(Protocol):
+    """What the loop calls once an iteration.
+
+    `parameters` are what the objective itself learns beside the space's, as (name, tensor, learning rate).
+    """
+
+    parameters: list[tuple[str, Tensor, float]]
+
+    def backward(self, iteration: int) -> float:
+        """Add this iteration's gradient to the parameters; return its loss."""
+
+    def hold(self, plan: Plan) -> None:
+        """Hold from now on what the plan says; losses and gradients stay, up to rounding."""
+
+
+class ClassMatching:
+    """Gradient (DC) or feature (DM) matching, a few classes at a time.
+
+    Both losses are sums over classes, so that the classes in flight are rendered with their activations, matched in one
+    pass, back-propagated and freed before the next ones are met.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        dataset: Dataset,
+        config: DistillConfig,
+        *,
+        classes_in_flight: int,
+        real_chunk: int | None = None,
+        device: torch.device,
+    ) -> None:
+        self.space, self.dataset, self.config, self.device = space, dataset, config, device
+        self.parameters: list[tuple[str, Tensor, float]] = []
+        self._indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
+        # One object for all iterations, into which fresh weights go: compiled code is tied to it.
+        self._network = _network(config, dataset, seeds.generator(config.seed, "network", 0)).to(device).train()
+        self._stream(classes_in_flight, real_chunk)
+
+    def hold(self, plan: Plan) -> None:
+        self._stream(plan.classes_in_flight, plan.real_chunk)
+        self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
+
+    def _stream(self, classes_in_flight: int, real_chunk: int | None) -> None:
+        real_batches = [min(self.config.real_batch, len(index)) for index in self._indices]
+        self._groups, self._real_chunk = groups_of(real_batches, classes_in_flight), real_chunk
+
+    def backward(self, iteration: int) -> float:
+        network, total = self._network, 0.0
+        fresh = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
+        network.load_state_dict(fresh.state_dict())
+        for labels in self._groups:
+            rows = rows_of(labels, self.config.ipc)
+            rendered = self.space.render(rows.to(self.device), (iteration,))
+            synthetic = self.dataset.normalise(rendered).unflatten(0, (len(labels), self.config.ipc))
+            views = [self._augmentation(iteration, label) for label in labels.tolist()]
+            reals = (self._real(iteration, label) for label in labels.tolist())
+            real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
+            synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
+            options = {"real_chunk": self._real_chunk, "compile": self.config.compile}
+            if self.config.algorithm == "dc":
+                options["metric"] = self.config.metric
+                losses = dc_loss(network, real, synthetic, labels.to(self.device), **options)
+            else:
+                losses = dm_loss(network, real, synthetic, **options)
+            del real  # as large as the activations of many images, and not needed on the way back
+            losses.sum().backward()
+            total += losses.sum().item()
+        return total
+
+    def _real(self, iteration: int, label: int) -> Tensor:
+        draw = seeds.generator(self.config.seed, "real", iteration, label)
+        index = self._indices[label]
+        picks = index[torch.randperm(len(index), generator=draw)[: self.config.real_batch]]
+        return self.dataset.normalise(self.dataset.train.batch(picks, self.device))
+
+    def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
+        """Return what is done to the images (B, 3, H, W) of a class, by one draw for both sides (siamese)."""
+        if not self.config.augment:
+            return lambda images: images
+        generator = seeds.generator(self.config.seed, "augment", iteration, label)
+        draw = dsa.draw(generator, 1, self.dataset.resolution, shared=True)
+        return lambda images: dsa.apply(images, draw)
+
+
+class TrajectoryMatching:
+    """Trajectory matching (MTT): needs all images at once, and learns the student's learning rate as well."""
+
+    STUDENT_LR_LR = 1e-6  # README of the released code; SGD with the same momentum as the latents
+
+    def __init__(
+        self, space: Space, dataset: Dataset, config: DistillConfig, *, experts: Experts, device: torch.device
+    ) -> None:
+        self.space, self.dataset, self.config, self.experts, self.device = space, dataset, config, experts, device
+        student_lr = torch.tensor(float(config.student_lr), device=device, requires_grad=True)
+        self.parameters = [("student_lr", student_lr, self.STUDENT_LR_LR)]
+        self._labels = torch.arange(dataset.train.num_classes, device=device).repeat_interleave(config.ipc)
+        self._network = _network(config, dataset, seeds.generator(config.seed, "student")).to(device).train()
+
+    def hold(self, plan: Plan) -> None:
+        self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
+
+    def backward(self, iteration: int) -> float:
+        rendered = self.space.render(torch.arange(len(self._labels), device=self.device), (iteration,))
+        start, target, batches, augment = self._draws(iteration)
+        loss = mtt_loss(
+            self._network,
+            start,
+            target,
+            self.dataset.normalise(rendered),
+            self._labels,
+            self.parameters[0][1],
+            batches,
+            unroll=self.config.unroll,
+            augment=augment,
+            compile=self.config.compile,
+        )
+        loss.backward()
+        return loss.item()
+
+    def _draws(self, iteration: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Augment | None]:
+        """Draw an expert's weights at two epochs, the student's batches and its augmentation."""
+        config = self.config
+        draw = seeds.generator(config.seed, "trajectory", iteration)
+        expert = int(torch.randint(len(self.experts), (), generator=draw))
+        epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
+        ends = self.experts.pair(expert, epoch, config.expert_epochs)
+        start, target = ([tensor.to(self.device) for tensor in end] for end in ends)
+
+        def augment(images: Tensor, step: int) -> Tensor:
+            return dsa.augment(images, seeds.generator(config.seed, "augment", iteration, step))
+
+        return start, target, list(self._batches(draw)), augment if config.augment else None
+
+    def _batches(self, draw: torch.Generator) -> Iterator[Tensor]:
+        """Yield the student's batches: permutations of all images, at most `STUDENT_BATCH` at once."""
+        num_images, drawn = len(self._labels), []
+        for _ in range(self.config.student_steps):
+            if not drawn:
+                drawn = list(torch.randperm(num_images, generator=draw).split(STUDENT_BATCH))
+            yield drawn.pop().to(self.device)
+
+
+def groups_of(real_batches: Sequence[int], most: int) -> list[Tensor]:
+    """Cut classes into groups (C,) of at most `most` that have equally many real images, so that these stack."""
+    sizes = torch.tensor(real_batches)
+    return [group for size in sizes.unique() for group in (sizes == size).nonzero().flatten().split(most)]
+
+
+def rows_of(labels: Tensor, ipc: int) -> Tensor:
+    """Return the rows of the images of these classes, class-major."""
+    return (labels[:, None] * ipc + torch.arange(ipc)).flatten()  # (C,) -> (C · ipc,)
+
+
+def _network(config: DistillConfig, dataset: Dataset, draw: torch.Generator) -> torch.nn.Module:
+    return networks.build(
+        config.network,
+        num_classes=dataset.train.num_classes,
+        resolution=dataset.resolution,
+        width=config.width,
+        generator=draw,
+    )

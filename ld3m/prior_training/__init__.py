@@ -1,0 +1,1 @@
+"""Training of small latent diffusion models on a user's own images."""

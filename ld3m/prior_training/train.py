@@ -1,0 +1,146 @@
+"""Train a small prior: a KL first stage, then a class-conditional U-Net on its latents.
+
+Made for small sets on modest machines: latents are computed once and held; every draw comes from (seed, phase,
+step), so that a resumed run goes on as if it had not stopped.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError
+from ld3m.prior_training.fit import Fit, claim_folder
+from ld3m.prior_training.settings import PriorTraining
+from ld3m.priors.architecture import build_modules
+from ld3m.priors.base import Prior
+from ld3m.priors.folder import save_prior
+from ld3m.priors.random import fill_random
+from ld3m.runtime import seeds
+from ld3m.runtime.devices import usable
+
+logger = logging.getLogger(__name__)
+
+
+def train_prior(
+    dataset: Dataset,
+    out: Path,
+    config: PriorTraining,
+    *,
+    device: torch.device | str | None = None,
+    resume: bool = False,
+    preview: Callable[[Prior, Path], None] = lambda prior, path: None,
+    preview_every: int = 500,
+    progress: bool = True,
+) -> Path:
+    """Train a prior on a data set's training split and write it as the diffusers folder `out/prior`.
+
+    Args:
+        device: "cuda" where there is one when None.
+        resume: go on from the last checkpoint in `out`; a folder of other settings is refused.
+        preview: called with the prior as it is and the path of a picture to write, such as `chain.save_samples`.
+        preview_every: steps of the denoiser between two pictures; one more follows at the end.
+
+    Returns:
+        The folder of the prior, in half precision.
+
+    Raises:
+        ConfigError: `out` is not empty, or holds a training with other settings.
+        NumericsError: a loss is not finite; the last checkpoint stays.
+    """
+    device = usable(device)
+    if preview_every < 1:
+        raise ConfigError(f"preview_every is at least 1 step, got {preview_every}")
+    about = {"data": dataset.name, "fingerprint": dataset.fingerprint}
+    claim_folder(out, {**about, **dataclasses.asdict(config)}, resume)
+    shape = config.shape(dataset.train.num_classes)
+    first_stage, denoiser, embedding = build_modules(shape)
+    draw = seeds.generator(config.seed, "prior", "initial weights")
+    for module in (first_stage, denoiser, embedding):
+        fill_random(module.to_empty(device=device), draw)
+
+    Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
+        first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
+    )
+    latents = _standardise(first_stage, _encode_all(first_stage, dataset, config.first_stage_batch))
+    prior = Prior(
+        name=dataset.name,
+        first_stage=first_stage,
+        denoiser=denoiser,
+        class_embedding=embedding,
+        alphas_cumprod=shape.alphas_cumprod,
+        scale_factor=1.0,
+        native_resolution=config.resolution,
+        class_names=dataset.class_names,
+    )
+
+    labels = dataset.train.labels.to(device)
+    Fit("denoiser", out, config.steps, config.lr, ema=config.ema, progress=progress).run(
+        nn.ModuleDict({"denoiser": denoiser, "class_embedding": embedding}),
+        lambda step: _denoiser_loss(prior, latents, labels, config, step),
+        each=(preview_every, lambda step: preview(prior, out / f"samples-{step:06d}.png")),
+    )
+    save_prior(prior, out / "prior", dtype=torch.float16, betas=(shape.beta_start, shape.beta_end))
+    preview(prior, out / "samples.png")
+    logger.info("the prior is in %s", out / "prior")
+    return out / "prior"
+
+
+def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
+    draw = seeds.generator(config.seed, "prior", "first-stage", step)
+    picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=draw)
+    images = dataset.train.batch(picks, first_stage.device) * 2 - 1
+    posterior = first_stage.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=draw).to(images.device)
+    error = first_stage.decode(posterior.mean + posterior.std * noise).sample - images
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return error.abs().mean() + error.square().mean() + config.kl_weight * kl
+
+
+@torch.no_grad()
+def _encode_all(first_stage: nn.Module, dataset: Dataset, at_once: int) -> Tensor:
+    """Encode the training split once, (N, c, h, w), means."""
+    parts = torch.arange(len(dataset.train)).split(at_once)
+    first_stage.eval()
+    return torch.cat(
+        [first_stage.encode(dataset.train.batch(p, first_stage.device) * 2 - 1).latent_dist.mean for p in parts]
+    )
+
+
+@torch.no_grad()
+def _standardise(first_stage: nn.Module, latents: Tensor) -> Tensor:
+    """Give every latent channel mean 0 and standard deviation 1; return the latents so changed.
+
+    A weak KL term leaves channels of very different scale, of which diffusion would see some as all noise and others
+    as none. The affine map goes into the 1×1 convolutions on either side of the latents: decode ∘ encode is unchanged.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    moments, back = first_stage.quant_conv, first_stage.post_quant_conv
+    channels = len(mean)
+    moments.weight[:channels] /= std.view(-1, 1, 1, 1)
+    moments.bias[:channels] = (moments.bias[:channels] - mean) / std
+    moments.bias[channels:] -= 2 * std.log()  # the log-variance of the posterior
+    back.bias += back.weight[:, :, 0, 0] @ mean
+    back.weight *= std.view(1, -1, 1, 1)
+    first_stage.register_to_config(scaling_factor=1.0)
+    return (latents - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def _denoiser_loss(prior: Prior, latents: Tensor, labels: Tensor, config: PriorTraining, step: int) -> Tensor:
+    """Mean squared error of the noise prediction (Ho et al. 2020, eq. 14), labels dropped for guidance."""
+    draw = seeds.generator(config.seed, "prior", "denoiser", step)
+    picks = torch.randint(len(latents), (config.batch,), generator=draw)
+    timesteps = torch.randint(len(prior.alphas_cumprod), (config.batch,), generator=draw)
+    is_dropped = torch.rand(config.batch, generator=draw) < config.label_dropout
+    noise = torch.randn((config.batch, *latents.shape[1:]), generator=draw).to(latents.device)
+    class_ids = labels[picks].masked_fill(is_dropped.to(labels.device), prior.null_class)
+    alphas = prior.alphas_cumprod[timesteps].to(latents).view(-1, 1, 1, 1)
+    noisy = alphas.sqrt() * latents[picks] + (1 - alphas).sqrt() * noise
+    # The modules themselves: Prior.predict_noise takes one timestep for the whole batch.
+    conditioning = prior.class_embedding(class_ids)[:, None]
+    return F.mse_loss(prior.denoiser(noisy, timesteps.to(latents.device), conditioning).sample, noise)

@@ -1,6 +1,0 @@
-"""Frozen networks without what a gradient in their inputs alone does not need; see `Prior.streamline`."""
-
-from ld3m.priors.lean.execution import Execution
-from ld3m.priors.lean.streamlined import Streamlined
-
-__all__ = ["Execution", "Streamlined"]

@@ -1,0 +1,1 @@
+"""StyleGAN-XL generators, frozen."""

@@ -1,0 +1,207 @@
+"""A finished run as a data set of its own: images, labels and a card, to be read without ld3m."""
+
+import contextlib
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from ld3m.errors import ConfigError
+from ld3m.runs import pictures
+from ld3m.runs.page import read_mapping
+from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
+from ld3m.runs.result import Result, folder_names, load
+from ld3m.runtime.storage import clear_write_errors, save_tensors, write_text
+
+_TENSORS = "images.safetensors"
+
+
+def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the images of a finished run, rounded to 8 bits, and a README.md with what one needs to use them.
+
+    The export appears in `to` whole or not at all.
+
+    Args:
+        folder: output folder of a finished run.
+        format: "imagefolder" for `to/<class>/<k>.png`, "safetensors" for `to/images.safetensors` with images, uint8
+            (N, 3, H, W), and labels, int64 (N,).
+        to: folder to make; it may exist if it is empty.
+        overwrite: replace `to`, with everything in it, where it is not empty.
+
+    Raises:
+        ConfigError: the format is unknown, or `to` is in the way.
+        CheckpointError: `folder` is not a finished run.
+    """
+    if format not in _WRITERS:
+        raise ConfigError(f"format must be one of {', '.join(_WRITERS)}, got {format!r}")
+    result, target = load(folder), Path(to).resolve()
+    _check_target(target, result.path.resolve(), overwrite)
+    with clear_write_errors(target), _whole_folder(target) as building:
+        loading = _WRITERS[format](result, building)
+        write_text(building / "README.md", _card(result, loading))
+    return Path(to)
+
+
+def _check_target(target: Path, run: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"to={target} is a file; name a folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(f"to={target} is not empty; name another folder, or replace all that is in it by --overwrite")
+    for kind, inside in {"the run itself": run, "the current folder": Path.cwd()}.items():
+        if inside.is_relative_to(target):
+            raise ConfigError(f"to={target} holds {kind}, which --overwrite would delete; name another folder")
+
+
+@contextlib.contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, which takes its place at the end; on failure `target` stays as it was."""
+    building, replaced = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "replaced"))
+    shutil.rmtree(building, ignore_errors=True)  # left by a killed export
+    try:
+        building.mkdir(parents=True)
+        yield building
+        had_target = target.exists()
+        try:
+            if had_target:
+                shutil.rmtree(replaced, ignore_errors=True)
+                target.rename(replaced)
+            building.rename(target)
+        except BaseException:
+            if had_target and not target.exists():
+                replaced.rename(target)
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_images(result: Result, folder: Path) -> str:
+    """Write the pictures; return the code that reads them."""
+    names = folder_names(result.class_names)
+    for label, name in enumerate(names):
+        pictures.save_numbered(folder / name, result.images[result.labels == label])
+    return (
+        "import numpy, PIL.Image\n"
+        f'files = [f"{{name}}/{{k}}.png" for name in {names} for k in range({result.ipc})]\n'
+        "images, labels = numpy.stack([PIL.Image.open(file) for file in files]), "
+        f"numpy.arange({len(names)}).repeat({result.ipc})  # {(len(result.labels), *result.images.shape[2:], 3)} uint8"
+    )
+
+
+def _write_tensors(result: Result, folder: Path) -> str:
+    """Write the tensors; return the code that reads them."""
+    images = (result.images.clamp(0, 1) * 255).round().to(torch.uint8)
+    about = {"class_names": result.class_names, "mean": result.mean.tolist(), "std": result.std.tolist()}
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    save_tensors(folder / _TENSORS, {"images": images, "labels": result.labels}, metadata)
+    return (
+        "from safetensors.torch import load_file\n"
+        f'tensors = load_file("{_TENSORS}")\n'
+        f'images, labels = tensors["images"], tensors["labels"]  # {tuple(images.shape)} uint8'
+    )
+
+
+_WRITERS = {"imagefolder": _write_images, "safetensors": _write_tensors}
+
+
+def _card(result: Result, loading: str) -> str:
+    """Compose the README.md, whose head a hub reads as a data set card."""
+    count, num_classes = len(result.labels), len(result.class_names)
+    source = Path(str(result.config.get("data", "an image set"))).name
+    head = {
+        "license": "unknown",
+        "pretty_name": f"{source}, distilled",
+        "task_categories": ["image-classification"],
+        "tags": ["dataset-distillation", "ld3m"],
+    }
+    mean, std = ([round(value, 6) for value in moments.tolist()] for moments in (result.mean, result.std))
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
+
+# {_text(source)}, distilled
+
+{count} synthetic images of {result.images.shape[-2]} × {result.images.shape[-1]} pixels, {result.ipc} for each of \
+{num_classes} classes, distilled by ld3m to train networks on them alone.
+
+The licence is not known to the program that wrote this card: the terms of the source data apply.
+
+## Loading
+
+From within this folder:
+
+```python
+{loading}
+```
+
+Networks see `(images / 255 - mean) / std`, by channel, with the mean and std of the training images:
+
+    mean = {mean}
+    std = {std}
+
+## Classes
+
+**Loaders of the ImageFolder kind number classes by sorted folder name, not by the labels of this set.** The code above
+gives the labels; the last column is what such a loader makes of folders of these names.
+
+{_class_table(result.class_names)}
+
+## Scores
+
+{_all_scores(result.path)}
+
+## Recipe
+
+```yaml
+{yaml.safe_dump(_public(result.config), allow_unicode=True)}```
+"""
+
+
+def _public(config: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings without the folders of the machine that they were used on."""
+    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in config.items()}
+
+
+def _class_table(class_names: Sequence[str]) -> str:
+    folders = folder_names(class_names)
+    number = {name: k for k, name in enumerate(sorted(folders))}
+    rows = [
+        [str(label), _text(name), _text(folder), str(number[folder])]
+        for label, (name, folder) in enumerate(zip(class_names, folders, strict=True))
+    ]
+    return _table(["label", "class", "folder", "number by sorted folder name"], rows)
+
+
+def _all_scores(run: Path) -> str:
+    """Return the tables of the run's evaluations, hard labels first."""
+    found = (read_mapping(run / name) for name in FILES.values())
+    return "\n\n".join(_scores(evaluation) for evaluation in found if evaluation.get("rows")) or "Not evaluated."
+
+
+def _scores(evaluation: Mapping[str, object]) -> str:
+    columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
+    repeats = most_repeats(evaluation["rows"])
+    rows = [
+        [_text(name), *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))]
+        for name, cells in table.items()
+    ]
+    settings = evaluation.get("protocol") or {}
+    protocol = _text(settings.get("name", "not named"))
+    about = f"Test accuracy in percent of networks trained on each set, {spread_text(repeats)}; protocol: {protocol}."
+    about = " ".join([about, *map(_text, remarks(evaluation["rows"], settings))])
+    return f"{about}\n\n{_table(['trained on', *map(_text, columns)], rows)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _text(value: object) -> str:
+    """Escape for Markdown, on one line."""
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(" ".join(str(value).split())))

@@ -1,0 +1,185 @@
+"""The outcome of an evaluation: every number, the table a reader wants, and JSON that holds all of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from ld3m.errors import CheckpointError
+from ld3m.evaluation.protocols import base_name
+from ld3m.runtime.storage import write_text
+
+FILES = {"hard": "evaluation.json", "soft": "evaluation-soft.json"}  # by labels
+SCORES = ("lrs", "ars")
+Cell = tuple[float, float] | None  # mean and standard deviation
+
+
+@dataclass(frozen=True)
+class Report:
+    """Test accuracies in percent.
+
+    Args:
+        rows: one for each set and network: {set, network, accuracies, mean, std}; std is the sample standard deviation
+            over the repeats, 0 for a single one. With soft labels also {labels, teacher}; with several tested epochs
+            best_epoch, and with scores lrs and ars, each with values, mean and std of its own.
+        protocol: its fields, deviations from the published code included.
+        distilled_with: the network that took part in the distillation, where that is known; the others are unseen.
+        about: data, seeds, storage, versions, device, seconds; the teacher, and the trainings for scores alone.
+    """
+
+    rows: Sequence[Mapping[str, object]]
+    protocol: Mapping[str, object]
+    distilled_with: str | None
+    about: Mapping[str, object]
+
+    @property
+    def unseen(self) -> dict[str, tuple[float, float]]:
+        """For each set the mean over repeats, and its standard deviation, of the average over the unseen networks."""
+        seen = base_name(self.distilled_with or "")
+        scores: dict[str, list[Sequence[float]]] = {}
+        for row in self.rows:
+            if base_name(row["network"]) != seen:
+                scores.setdefault(row["set"], []).append(row["accuracies"])
+        return {name: _over_networks(rows) for name, rows in scores.items()}
+
+    def table(self) -> str:
+        """Return the table as aligned text: a line for each set, a column for each network and one for the unseen."""
+        repeats = len(self.rows[0]["accuracies"])
+        columns, sets = layout(self.rows, self.unseen)
+        lines = [["", *columns]]
+        for name, cells in sets.items():
+            lines.append([name, *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+            for line in lines
+        ]
+        return "\n".join([line.rstrip() for line in text] + ["", self._note(repeats)])
+
+    def _note(self, repeats: int) -> str:
+        data = self.about["data"]
+        spread = f"mean ± sample standard deviation of n = {repeats} trainings" if repeats > 1 else "one training"
+        epochs = {name: recipe["epochs"] for name, recipe in self.protocol["recipes"].items()}
+        one_length = len(set(epochs.values())) == 1
+        lengths = [f"{min(epochs.values()):,}"] if one_length else [f"{e:,} ({name})" for name, e in epochs.items()]
+        note = (
+            f"Test accuracy in percent, {spread}. Protocol {self.protocol['name']}; epochs: {', '.join(lengths)}.\n"
+            f"{data['classes']} classes, images per class: {data['images_per_class']}; "
+            f"tested on {data['test_images']:,} images of {data['resolution']} px."
+        )
+        if self.distilled_with and self.unseen:
+            note += (
+                f"\nUnseen: networks other than {base_name(self.distilled_with)}, with which the images were distilled."
+            )
+        return "\n".join([note, *remarks(self.rows, self.protocol)])
+
+    def to_json(self) -> str:
+        """Return all of it as JSON."""
+        content = {
+            "rows": self.rows,
+            "unseen": self.unseen,
+            "protocol": self.protocol,
+            "distilled_with": self.distilled_with,
+            **self.about,
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Return the report that `to_json` wrote.
+
+        Raises:
+            CheckpointError: the text is something else.
+        """
+        try:
+            content = json.loads(text)
+            content.pop("unseen")  # follows from the rows
+            return cls(content.pop("rows"), content.pop("protocol"), content.pop("distilled_with"), content)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"this is not the JSON of an evaluation ({error!r}); evaluate again") from error
+
+
+def save_report(report: Report, folder: str | Path) -> Path:
+    """Write `evaluation.json`, or `evaluation-soft.json`, into a folder, whole or not at all; return its path."""
+    path = Path(folder) / FILES[report.protocol.get("labels", "hard")]
+    write_text(path, report.to_json())
+    return path
+
+
+def layout(
+    rows: Sequence[Mapping[str, object]], unseen: Mapping[str, Sequence[float]]
+) -> tuple[list[str], dict[str, list[Cell]]]:
+    """Lay rows out: the columns, and for each set its cells in them.
+
+    Columns are the networks, each with its best epoch where several were tested, then the mean of the unseen ones, then
+    the scores, as means over all networks.
+    """
+    cells: dict[tuple[str, str], Cell] = {}
+    for row in rows:
+        cells[row["set"], row["network"]] = row["mean"], row["std"]
+        if best := row.get("best_epoch"):
+            cells[row["set"], f"{row['network']} best_epoch"] = best["mean"], best["std"]
+    cells |= {(name, "unseen mean"): tuple(score) for name, score in unseen.items()}
+    for score in SCORES:
+        scored: dict[str, list[Sequence[float]]] = {}
+        for row in rows:
+            if score in row:
+                scored.setdefault(row["set"], []).append(row[score]["values"])
+        cells |= {(name, score): _over_networks(values) for name, values in scored.items()}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    return columns, {row["set"]: [cells.get((row["set"], column)) for column in columns] for row in rows}
+
+
+def remarks(rows: Sequence[Mapping[str, object]], protocol: Mapping[str, object]) -> list[str]:
+    """Return what has to be said of soft labels, precision, best epochs and scores, where there is anything."""
+    said = []
+    if protocol.get("dtype", "float32") != "float32":
+        said.append(f"Trained in {protocol['dtype']} mixed precision, tested in float32.")
+    if teacher := rows[0].get("teacher"):
+        said.append(f"Soft labels of the teacher {teacher}, for every set.")
+    if "best_epoch" in rows[0]:
+        said.append(f"best_epoch: the best of the last {protocol['tested']} epochs by test accuracy.")
+    if any(score in rows[0] for score in SCORES):
+        said.append("lrs, ars: label- and augmentation-robust score, 0 to 1, mean over the networks.")
+    return said
+
+
+def shown(column: str, mean: float, std: float) -> tuple[str, str]:
+    """Return mean and standard deviation of a column as text."""
+    digits = 3 if column in SCORES else 1
+    return f"{mean:.{digits}f}", f"{std:.{digits}f}"
+
+
+def cell_text(column: str, cell: Cell, repeats: int) -> str:
+    """Return a cell as text: a single training has no standard deviation."""
+    if cell is None:
+        return "–"
+    mean, std = shown(column, *cell)
+    return f"{mean} ± {std}" if repeats > 1 else mean
+
+
+def most_repeats(rows: Sequence[Mapping[str, object]]) -> int:
+    """Return how often the networks were trained on a set, at most."""
+    return max(len(row["accuracies"]) for row in rows)
+
+
+def spread_text(repeats: int) -> str:
+    """Say what stands in the cells of so many trainings."""
+    return f"mean ± standard deviation over {repeats} trainings" if repeats > 1 else "one training"
+
+
+def summary(values: Sequence[float], name: str = "accuracies") -> dict[str, object]:
+    """Return the values of all repeats with their mean and standard deviation, as a row has them."""
+    mean, std = mean_std(values)
+    return {name: list(values), "mean": mean, "std": std}
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation; the latter is 0 for a single value."""
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def _over_networks(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Average each repeat over the networks; return mean and standard deviation over the repeats."""
+    return mean_std([fmean(repeat) for repeat in zip(*rows, strict=True)])

@@ -1,0 +1,204 @@
+"""Data sets sampled from a prior, class by class: gather statistics, choose latents by them, sample images."""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ld3m.chain import sample
+from ld3m.config.distill import takes, to_plain
+from ld3m.distillation.job import in_memory
+from ld3m.errors import MemoryBudgetError, NumericsError
+from ld3m.memory.plan import is_out_of_memory
+from ld3m.runs import pictures
+from ld3m.runs.folder import RunFolder, claim
+from ld3m.runs.result import DISTILLED, Result, load
+from ld3m.runtime import seeds
+from ld3m.runtime.devices import release_memory
+from ld3m.runtime.rows import RowFile
+from ld3m.runtime.storage import save_tensors
+from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
+from ld3m.sampling.job import SampleJob, prepare_sampling
+
+logger = logging.getLogger(__name__)
+
+
+@takes(SampleConfig)
+def sample_dataset(
+    data: object = "builtin",
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **settings: object,
+) -> Result:
+    """Sample a few images per class from a prior, by statistics of the real ones (D3HR, arXiv 2505.18399).
+
+    Class by class, the real images are inverted to a level of noise, a Gaussian is fitted to them there, latents are
+    chosen by it and sampled back. No more than one class is held at a time.
+
+    Args:
+        data: as of `ld3m.distill`.
+        out: folder for config, class statistics, images and report; None keeps the result in memory only.
+        resume: go on with the run in `out`, class by class; settings that are given must be the stored ones.
+        overwrite: replace the run in `out`.
+        progress: show a progress bar.
+        **settings: fields of `ld3m.sampling.SampleConfig`.
+
+    Returns:
+        The sampled set; its latents are the chosen ones, at their level of noise. The same seed on the same CPU gives
+        the same bytes, interrupted or not.
+
+    Raises:
+        ConfigError: settings that are unknown, contradict each other, or differ from those of the resumed run.
+        DataError: data that cannot be read or is too small.
+        InputError: classes of the data that are none of the prior's.
+        NumericsError: statistics or images that are not finite; the classes before are kept.
+        MemoryBudgetError: the device cannot hold one image at a time.
+    """
+    started = time.perf_counter()
+    folder = claim(out, resume=resume, overwrite=overwrite)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            job = prepare_sampling(data, in_memory(settings), RunFolder(Path(scratch), resume=False, overwrite=False))
+            _sample_classes(job, progress)
+            return _detached(load(scratch))
+    job = prepare_sampling(data, settings, folder)
+    seconds_per_class = _sample_classes(job, progress)
+    from ld3m.evaluation.finish import conclude, measured
+    from ld3m.runs.page import read_mapping
+
+    result = load(out)
+    if not (job.folder.path / "grid.png").is_file():
+        result.draw_grid(job.folder.path)
+    facts = read_mapping(job.folder.path / "result.json") if seconds_per_class is None else {}
+    facts = facts or measured(job, time.perf_counter() - started, seconds_per_class=seconds_per_class)
+    conclude(job, facts, progress)
+    return result
+
+
+def _detached(stored: Result) -> Result:
+    """Return a result that does not hold on to the file it was loaded from."""
+    own = {name: getattr(stored, name).clone() for name in ("images", "labels", "mean", "std")}
+    return replace(stored, **own, parameters={name: t.clone() for name, t in stored.parameters.items()}, path=None)
+
+
+def _sample_classes(job: SampleJob, progress: bool) -> float | None:
+    """Sample the classes that are not there yet; return the seconds each took, None when nothing was left."""
+    path = job.folder.path
+    if (path / DISTILLED).is_file():
+        return None
+    num_classes = job.dataset.train.num_classes
+    rows = _row_file(job)
+    stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
+    first = 0 if stored is None or rows.is_new else stored[0]
+    started = time.perf_counter()
+    bar = tqdm(
+        range(first, num_classes), "sampling", initial=first, total=num_classes, disable=None if progress else True,
+        unit="class",
+    )  # fmt: skip
+    for label in bar:
+        job, line = _within_memory(job, label, rows)
+        job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
+        job.folder.save_checkpoint(label + 1, {})
+    seconds = (time.perf_counter() - started) / max(1, num_classes - first)
+    rows.finish()
+    return seconds
+
+
+def _row_file(job: SampleJob) -> RowFile:
+    """Open the distilled set, and fill in what is known before the first class."""
+    config, dataset, prior = job.config, job.dataset, job.prior
+    num_classes = dataset.train.num_classes
+    count, side = num_classes * config.ipc, config.resolution // prior.downsample
+    shapes = {
+        "images": (torch.float32, (count, 3, config.resolution, config.resolution)),
+        "labels": (torch.int64, (count,)),
+        "latents": (torch.float32, (count, prior.latent_channels, side, side)),
+        "mean": (torch.float32, (3,)),
+        "std": (torch.float32, (3,)),
+    }
+    about = {"class_names": list(dataset.class_names), "config": {"data": job.data_name, **to_plain(config)}}
+    rows = RowFile(job.folder.path / DISTILLED, shapes, {k: json.dumps(v, sort_keys=True) for k, v in about.items()})
+    rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
+    rows.write("mean", dataset.mean)
+    rows.write("std", dataset.std)
+    return rows
+
+
+def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob, dict[str, object]]:
+    """Sample a class; where memory runs out, again with half as many images at once, as do the classes after it."""
+    try:
+        return job, _sample_class(job, label, rows)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.debug("class %d", label, exc_info=error)
+    release_memory(job.device)  # out here, where no traceback holds on to it any more
+    name, at_once = job.dataset.class_names[label], job.config.micro_batch // 2
+    if not at_once:
+        raise MemoryBudgetError(
+            f"{job.device} ran out of memory in class {name!r}, with one image at a time; the classes before it are "
+            "kept. Free what other programs hold, or start anew with a lower resolution, or dtype bfloat16"
+        )
+    logger.warning("out of memory in class %r; it is repeated with %d images at once", name, at_once)
+    return _within_memory(replace(job, config=replace(job.config, micro_batch=at_once)), label, rows)
+
+
+@torch.no_grad()
+def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object]:
+    """Write the images of one class; return what is worth a line in the log."""
+    config, started = job.config, time.perf_counter()
+    conditioning = job.prior.embed(torch.tensor([job.class_ids[label]])).float()
+    statistics = job.stored_statistics(label) or _gather(job, label, conditioning)
+    seed = seeds.derive(config.seed, "select", label)
+    chosen, facts = SELECTORS[config.selector].select(statistics, config, seed, job.device)
+    sampled = sample(
+        job.prior,
+        replace(chosen, latents=chosen.latents.to(job.device)),
+        conditioning.expand(config.ipc, -1, -1),
+        guidance_scale=config.guidance_scale,
+        compat=config.compat,
+        micro_batch=config.micro_batch,
+    )
+    images = torch.cat([job.prior.decode(part).float().cpu() for part in sampled.split(config.micro_batch)])
+    _require_finite(job, label, {"images": images})
+    images = ((images + 1) / 2).clamp(0, 1)
+    pictures.save_numbered(job.folder.path / "images" / job.folder_names[label], images)
+    rows.write("latents", chosen.latents, label * config.ipc)
+    rows.write("images", images, label * config.ipc)
+    return {**facts, "seconds": round(time.perf_counter() - started, 4)}
+
+
+def _gather(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics:
+    """Gather a class's statistics from its real images, and store them."""
+    seed = seeds.derive(job.config.seed, "statistics", label)
+    latents = _latents(job, job.real_images(label))
+    statistics = SELECTORS[job.config.selector].gather(job.prior, latents, conditioning, job.config, seed)
+    _require_finite(job, label, {"statistics": statistics.mean + statistics.std})
+    path = job.statistics_file(label)
+    save_tensors(path, {"mean": statistics.mean, "std": statistics.std}, job.provenance(label))
+    return statistics
+
+
+def _require_finite(job: SampleJob, label: int, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if not value.isfinite().all():
+            raise NumericsError(
+                f"the {name} of class {job.dataset.class_names[label]!r} hold NaN or infinite values; the classes "
+                "before it are kept. Start anew with a lower guidance, or dtype float32"
+            )
+
+
+def _latents(job: SampleJob, positions: Tensor) -> Iterator[Tensor]:
+    """Encode the images, some at a time."""
+    for part in positions.split(job.config.micro_batch):
+        yield job.prior.encode(job.dataset.train.batch(part, job.device) * 2 - 1)

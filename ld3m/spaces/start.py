@@ -1,0 +1,79 @@
+"""Where the optimisation of latents, conditioning and pixels starts: real images, noise, or another distilled set."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ld3m.config.distill import STARTS, DistillConfig
+from ld3m.data import Dataset
+from ld3m.data.coreset import kmeans_images, random_images
+from ld3m.errors import ConfigError
+from ld3m.priors import Prior
+from ld3m.priors.classes import match_classes
+from ld3m.runs import result
+from ld3m.runs.result import Result
+from ld3m.runtime import seeds
+
+
+def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
+    """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
+    num_classes = dataset.train.num_classes
+    draw = seeds.generator(config.seed, "initial images")
+    if config.init in ("real", "kmeans"):
+        choose = random_images if config.init == "real" else kmeans_images
+        return dataset.train.batch(choose(dataset.train, [config.ipc] * num_classes, draw))
+    if config.init == "noise":
+        shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
+        noise = torch.randn(shape, generator=draw)
+        return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
+    given = given_set(config.init, dataset)
+    if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
+        raise ConfigError(
+            f"init {config.init} holds images {tuple(given.images.shape)}; this run needs {num_classes} classes × "
+            f"{config.ipc} at {config.resolution} px"
+        )
+    return given.images
+
+
+def initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
+    """Return the latents (N, c, h, w) in float32: the images encoded, some at a time, or noise."""
+    side = config.latent_size or config.resolution // prior.downsample
+    shape = (len(images), prior.latent_channels, side, side)
+    if config.init == "noise":
+        return torch.randn(shape, generator=seeds.generator(config.seed, "initial latents")).to(prior.device)
+    size = (side * prior.downsample,) * 2
+    if images.shape[-1] != size[0]:
+        images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(at_once)])
+
+
+def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
+    """Return the conditioning (N, tokens, dim) in float32; None where the prior has none."""
+    if prior.conditioning_shape is None:
+        return None
+    rows = dataset.train.num_classes * config.ipc
+    if config.init_conditioning == "normal":
+        draw = seeds.generator(config.seed, "initial conditioning")
+        return torch.randn((rows, *prior.conditioning_shape), generator=draw).to(prior.device)
+    if config.init_conditioning == "null":
+        return prior.null_conditioning(rows).float()
+    ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids)
+    return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
+
+
+def given_set(init: str, dataset: Dataset, words: Sequence[str] = STARTS) -> Result:
+    """Open the distilled set of these classes that a setting `init` names which is none of its words."""
+    if not (Path(init) / result.DISTILLED).is_file():
+        raise ConfigError(f"init is {', '.join(map(repr, words))} or the folder of a distilled set, got {init!r}")
+    given = result.load(init)
+    pairs = enumerate(itertools.zip_longest(given.class_names, dataset.class_names))
+    if differing := next(((label, *pair) for label, pair in pairs if pair[0] != pair[1]), None):
+        label, own, wanted = differing
+        raise ConfigError(
+            f"init {init} has other classes than the data, or the same in another order: label {label} is {own!r} "
+            f"there, and {wanted!r} here; choose a set distilled from this data"
+        )
+    return given
