@@ -22,11 +22,11 @@ import yaml
 import ld3m
 from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
-from ld3m.evaluation.finish import versions
 from ld3m.evaluation.inputs import open_subject
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import find
-from ld3m.runtime.devices import usable
+from ld3m.runs.facts import versions
+from ld3m.runtime.devices import resolve_device
 
 VARIANTS = {
     # What the skip, the chain and the prior are worth, everything else equal.
@@ -104,7 +104,7 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
     result, dataset, _ = open_subject(out, arguments.data)
     teacher = load_teacher(arguments.teacher) if arguments.teacher else None
     protocol = find(arguments.protocol).with_labels("soft" if teacher else None).with_dtype(arguments.dtype)
-    device = usable(None)
+    device = resolve_device(None)
     comparison = Comparison(result, dataset, protocol, (network,), arguments.repeats, 0, device, teacher, (), 20)
     comparison.add_baselines(baselines)
     finished = Progress(out, comparison.key())

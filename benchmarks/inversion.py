@@ -22,9 +22,9 @@ from torch import Tensor
 import ld3m
 from ld3m.chain import inversion_states
 from ld3m.data import load
-from ld3m.evaluation.finish import versions
 from ld3m.priors import Prior
 from ld3m.runs import pictures
+from ld3m.runs.facts import versions
 from ld3m.runtime import seeds
 
 STEPS, LEVEL, RECONSTRUCTED = (10, 20, 50, 100), 600, 2

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import ld3m
 from ld3m import networks
 from ld3m.data import Dataset, load
-from ld3m.evaluation.finish import versions
 from ld3m.evaluation.protocols import Protocol, Recipe
 from ld3m.evaluation.training import accuracy, train
 from ld3m.prior_training.preview import sample_images
+from ld3m.runs.facts import versions
 from ld3m.runtime import seeds
 
 # Plain training, no averaging of weights.

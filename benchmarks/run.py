@@ -32,7 +32,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.measuring import measure, one_thread, peaks, rates
-from ld3m.evaluation.finish import versions
+from ld3m.runs.facts import versions
 
 SUITES = ("cpu", "gpu", "smoke")
 OPS = (

@@ -13,7 +13,7 @@ _HOMES = {
     "invert": "ld3m.chain",
     "load": "ld3m.runs.result",
     "load_prior": "ld3m.priors",
-    "plan_memory": "ld3m.memory.plan",
+    "plan_memory": "ld3m.memory",
     "reverse_chain": "ld3m.chain",
     "sample": "ld3m.chain",
     "sample_dataset": "ld3m.sampling.dataset",

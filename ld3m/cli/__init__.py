@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
-        from ld3m.memory.plan import is_out_of_memory
+        from ld3m.runtime.devices import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -335,11 +335,11 @@ def _info(argv: list[str]) -> None:
 
     from ld3m import networks
     from ld3m.evaluation import PROTOCOLS
-    from ld3m.evaluation.finish import versions
-    from ld3m.memory.plan import plan_memory
+    from ld3m.memory import plan_memory
     from ld3m.ops.backends import describe
     from ld3m.priors import NAMES, Execution, load_prior
     from ld3m.priors.stylegan.loading import NAMES as GENERATORS
+    from ld3m.runs.facts import versions
 
     command = _parse(InfoCommand, argv)
     named = ("prior", "ipc", "resolution", "algorithm", "steps", "network", "real_batch", "dtype")

@@ -19,7 +19,7 @@ ALGORITHMS = ("dc", "dm", "mtt")
 SPACES = ("ld3m", "autoencoder", "glad", "pixel")
 METRICS = ("layerwise-cosine", "mse", "cosine")
 LEARNABLE = ("latents", "conditioning")
-STARTS = ("real", "kmeans", "noise")  # of latents and pixels; every other word is the folder of a set
+INITS = ("real", "kmeans", "noise")  # of latents and pixels; every other word is the folder of a set
 DTYPES = ("float32", "bfloat16", "float64")
 
 Config = typing.TypeVar("Config")  # a frozen dataclass of settings
@@ -146,8 +146,6 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self.algorithm, "algorithm", ALGORITHMS)
-        one_of(self.space, "space", SPACES)
         one_of(self.metric, "metric", METRICS)
         one_of(self.noise, "noise", ("fresh", "fixed"))
         one_of(self.unroll, "unroll", ("exact", "tesla"))
@@ -247,8 +245,9 @@ def resolve(config: DistillConfig, native_resolution: int, num_layers: int | Non
     by_space = {space: preset.pop(space, {}) for space in SPACES}
     if name == "paper" and resolution >= 256:
         preset |= {"iterations": 10000, "steps": 20}
-    preset |= by_space[config.space]
-    filled = {key: value[config.algorithm] if isinstance(value, Mapping) else value for key, value in preset.items()}
+    preset |= by_space.get(config.space, {})
+    algorithm = config.algorithm if config.algorithm in ALGORITHMS else "dc"  # of a loss that no preset knows
+    filled = {key: value[algorithm] if isinstance(value, Mapping) else value for key, value in preset.items()}
     if num_layers is not None:
         filled["layer"] = min(filled["layer"], num_layers - 2)
     if not config.network.startswith("ConvNet"):

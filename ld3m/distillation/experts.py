@@ -21,7 +21,7 @@ from ld3m.data import Dataset
 from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import usable
+from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.storage import metadata_of, require_writable, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def train_experts(
         if not value > 0:
             raise ConfigError(f"{name} must be above 0, got {value}")
     require_writable(Path(folder), "choose another folder for the experts")
-    device = usable(device)
+    device = resolve_device(device)
     size = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
     plan = networks.blueprint(network, width=width, **size)
     recipe = {

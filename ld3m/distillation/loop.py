@@ -14,10 +14,13 @@ from ld3m.config.distill import DistillConfig, takes
 from ld3m.distillation.job import Job, objective_of, prepare
 from ld3m.distillation.objectives import Objective, rows_of
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
-from ld3m.memory.plan import Plan, is_out_of_memory, size_text
+from ld3m.evaluation.finish import finish
+from ld3m.memory.plan import Plan, size_text
+from ld3m.runs.facts import measured
+from ld3m.runs.page import draw_curves
 from ld3m.runs.result import PARAMETERS, Result
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import release_memory
+from ld3m.runtime.devices import is_out_of_memory, release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +65,24 @@ def distill(
     loop = _Loop(job, objective_of(job, progress))
     if loop.iteration < job.config.iterations:
         loop.run(progress)
-    job = replace(job, plan=loop.plan)
-    result = _render(job)
+    result = _render(replace(job, plan=loop.plan))
     if job.folder is None:
         return result
-    from ld3m.evaluation.finish import finish
-
-    facts = {"seconds": time.perf_counter() - started, "seconds_per_iteration": loop.seconds_per_iteration}
-    del loop
-    job = replace(job, space=None)  # what it has on the device, captured graphs among it, gives way to the evaluation
-    release_memory(job.device)
-    return finish(job, result, **facts, progress=progress)
+    facts = measured(
+        job.device,
+        seed=job.config.seed,
+        seconds=time.perf_counter() - started,
+        seconds_per_iteration=loop.seconds_per_iteration,
+        iterations=job.config.iterations,
+        plan=None if loop.plan is None else loop.plan.facts(),
+    )
+    run, is_new = job.ended(), loop.seconds_per_iteration is not None
+    result.save(job.folder.path)
+    draw_curves(job.folder.path)
+    del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation
+    release_memory(run.device)
+    finish(run, facts, is_new=is_new, progress=progress)
+    return result
 
 
 class _Loop:
@@ -121,7 +131,7 @@ class _Loop:
         started = time.perf_counter()
         loss = self._backward(iteration)
         while loss is None:
-            self._hold_less(iteration)
+            self._plan_less(iteration)
             loss = self._backward(iteration)
         norms = {f"grad_norm_{name}": float(p.grad.norm()) for name, p in self.parameters.items()}
         _require_finite({"loss": loss, **norms}, iteration)
@@ -142,7 +152,7 @@ class _Loop:
             logger.debug("iteration %d", iteration, exc_info=error)
         return None
 
-    def _hold_less(self, iteration: int) -> None:
+    def _plan_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
         self.optimiser.zero_grad()
         plan = None if self.plan is None else self.plan.smaller()
@@ -154,12 +164,12 @@ class _Loop:
                 "resolution or real_batch, or dtype bfloat16"
             )
         logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
-        self._hold(plan)
+        self._apply_plan(plan)
         release_memory(self.job.device)
 
-    def _hold(self, plan: Plan) -> None:
+    def _apply_plan(self, plan: Plan) -> None:
         self.plan = plan
-        self.objective.hold(plan)
+        self.objective.apply_plan(plan)
 
     def _state(self) -> dict[str, Tensor]:
         state = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -184,7 +194,7 @@ class _Loop:
                 buffer = tensors[f"momentum/{name}"].to(parameter)
                 self.optimiser.state[parameter] = {"momentum_buffer": buffer}
         if _BUDGET in tensors and self.plan is not None:
-            self._hold(self.plan.within(int(tensors[_BUDGET])))
+            self._apply_plan(self.plan.within(int(tensors[_BUDGET])))
         self.iteration = iteration
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
 

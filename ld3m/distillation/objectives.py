@@ -10,9 +10,8 @@ from ld3m import networks
 from ld3m.config.distill import DistillConfig
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts
-from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss
-from ld3m.matching.mtt import Augment
-from ld3m.memory.costs import STUDENT_BATCH
+from ld3m.matching import LOSSES, dsa, mtt_loss
+from ld3m.matching.mtt import STUDENT_BATCH, Augment
 from ld3m.memory.plan import Plan
 from ld3m.runtime import seeds
 from ld3m.spaces import Space
@@ -29,14 +28,14 @@ class Objective(Protocol):
     def backward(self, iteration: int) -> float:
         """Add this iteration's gradient to the parameters; return its loss."""
 
-    def hold(self, plan: Plan) -> None:
+    def apply_plan(self, plan: Plan) -> None:
         """Hold from now on what the plan says; losses and gradients stay, up to rounding."""
 
 
 class ClassMatching:
-    """Gradient (DC) or feature (DM) matching, a few classes at a time.
+    """Matching class by class, of gradients (DC) or features (DM), a few classes at a time.
 
-    Both losses are sums over classes, so that the classes in flight are rendered with their activations, matched in one
+    The losses are sums over classes, so that the classes in flight are rendered with their activations, matched in one
     pass, back-propagated and freed before the next ones are met.
     """
 
@@ -52,14 +51,17 @@ class ClassMatching:
     ) -> None:
         self.space, self.dataset, self.config, self.device = space, dataset, config, device
         self.parameters: list[tuple[str, Tensor, float]] = []
+        of_classes = LOSSES[config.algorithm].of_classes
+        assert of_classes is not None  # else there are no classes to match
+        self._loss = of_classes
         self._indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
         # One object for all iterations, into which fresh weights go: compiled code is tied to it.
         self._network = _network(config, dataset, seeds.generator(config.seed, "network", 0)).to(device).train()
         self._stream(classes_in_flight, real_chunk)
 
-    def hold(self, plan: Plan) -> None:
+    def apply_plan(self, plan: Plan) -> None:
         self._stream(plan.classes_in_flight, plan.real_chunk)
-        self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
+        self.space.apply_plan(plan)
 
     def _stream(self, classes_in_flight: int, real_chunk: int | None) -> None:
         real_batches = [min(self.config.real_batch, len(index)) for index in self._indices]
@@ -77,21 +79,16 @@ class ClassMatching:
             reals = (self._real(iteration, label) for label in labels.tolist())
             real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
             synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
-            options = {"real_chunk": self._real_chunk, "compile": self.config.compile}
-            if self.config.algorithm == "dc":
-                options["metric"] = self.config.metric
-                losses = dc_loss(network, real, synthetic, labels.to(self.device), **options)
-            else:
-                losses = dm_loss(network, real, synthetic, **options)
+            losses = self._loss(network, real, synthetic, labels.to(self.device), self.config, self._real_chunk)
             del real  # as large as the activations of many images, and not needed on the way back
             losses.sum().backward()
             total += losses.sum().item()
         return total
 
     def _real(self, iteration: int, label: int) -> Tensor:
-        draw = seeds.generator(self.config.seed, "real", iteration, label)
+        generator = seeds.generator(self.config.seed, "real", iteration, label)
         index = self._indices[label]
-        picks = index[torch.randperm(len(index), generator=draw)[: self.config.real_batch]]
+        picks = index[torch.randperm(len(index), generator=generator)[: self.config.real_batch]]
         return self.dataset.normalise(self.dataset.train.batch(picks, self.device))
 
     def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
@@ -117,8 +114,8 @@ class TrajectoryMatching:
         self._labels = torch.arange(dataset.train.num_classes, device=device).repeat_interleave(config.ipc)
         self._network = _network(config, dataset, seeds.generator(config.seed, "student")).to(device).train()
 
-    def hold(self, plan: Plan) -> None:
-        self.space.hold(retain=plan.retain, micro_batch=plan.micro_batch, decoder_batch=plan.decoder_batch)
+    def apply_plan(self, plan: Plan) -> None:
+        self.space.apply_plan(plan)
 
     def backward(self, iteration: int) -> float:
         rendered = self.space.render(torch.arange(len(self._labels), device=self.device), (iteration,))
@@ -141,23 +138,23 @@ class TrajectoryMatching:
     def _draws(self, iteration: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Augment | None]:
         """Draw an expert's weights at two epochs, the student's batches and its augmentation."""
         config = self.config
-        draw = seeds.generator(config.seed, "trajectory", iteration)
-        expert = int(torch.randint(len(self.experts), (), generator=draw))
-        epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
+        generator = seeds.generator(config.seed, "trajectory", iteration)
+        expert = int(torch.randint(len(self.experts), (), generator=generator))
+        epoch = int(torch.randint(config.max_start_epoch, (), generator=generator))
         ends = self.experts.pair(expert, epoch, config.expert_epochs)
         start, target = ([tensor.to(self.device) for tensor in end] for end in ends)
 
         def augment(images: Tensor, step: int) -> Tensor:
             return dsa.augment(images, seeds.generator(config.seed, "augment", iteration, step))
 
-        return start, target, list(self._batches(draw)), augment if config.augment else None
+        return start, target, list(self._batches(generator)), augment if config.augment else None
 
-    def _batches(self, draw: torch.Generator) -> Iterator[Tensor]:
+    def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the student's batches: permutations of all images, at most `STUDENT_BATCH` at once."""
         num_images, drawn = len(self._labels), []
         for _ in range(self.config.student_steps):
             if not drawn:
-                drawn = list(torch.randperm(num_images, generator=draw).split(STUDENT_BATCH))
+                drawn = list(torch.randperm(num_images, generator=generator).split(STUDENT_BATCH))
             yield drawn.pop().to(self.device)
 
 
@@ -172,11 +169,11 @@ def rows_of(labels: Tensor, ipc: int) -> Tensor:
     return (labels[:, None] * ipc + torch.arange(ipc)).flatten()  # (C,) -> (C · ipc,)
 
 
-def _network(config: DistillConfig, dataset: Dataset, draw: torch.Generator) -> torch.nn.Module:
+def _network(config: DistillConfig, dataset: Dataset, generator: torch.Generator) -> torch.nn.Module:
     return networks.build(
         config.network,
         num_classes=dataset.train.num_classes,
         resolution=dataset.resolution,
         width=config.width,
-        generator=draw,
+        generator=generator,
     )

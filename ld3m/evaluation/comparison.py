@@ -28,7 +28,7 @@ from ld3m.evaluation.training import NormalisedImages, has_dropout, train_and_te
 from ld3m.runs.report import Report, save_report, summary
 from ld3m.runs.result import Result
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import usable
+from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import require_writable
 
@@ -101,7 +101,7 @@ def evaluate(
     if not names:
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")
     teacher = _teacher(teacher, protocol, baselines)
-    device = usable(device)
+    device = resolve_device(device)
     together = _together(together, protocol, device)
     result, data, folder = open_subject(result_or_folder, data)
     if folder:

@@ -14,7 +14,7 @@ from ld3m.evaluation.protocols import Protocol, Recipe, check_epochs
 from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalisedImages, accuracy, train
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import usable
+from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.storage import require_writable
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def train_teacher(
     require_writable(Path(out).parent, "name another file")
     recipe = Recipe(training.lr, training.epochs, 1 - 1 / _EMA_EPOCHS)
     protocol = Protocol("teacher", (training.network,), {training.network: recipe}, batch=training.batch_size)
-    generator, device = seeds.generator(training.seed, "teacher"), usable(device)
+    generator, device = seeds.generator(training.seed, "teacher"), resolve_device(device)
     size = {"num_classes": len(data.class_names), "resolution": data.resolution}
     network = networks.build(training.network, generator=generator, **size).to(device)
     images, labels = NormalisedImages(data.train.images, data, device), data.train.labels.to(device)

@@ -1,10 +1,13 @@
 """Gradient matching (DC, Zhao et al. 2021): synthetic images should give the network the gradients of real ones."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ld3m.config.distill import DistillConfig
 from ld3m.errors import InputError
 from ld3m.matching.checks import check_chunk, check_classes, clear_network_errors
 from ld3m.matching.compiled import compiled
@@ -19,7 +22,9 @@ from ld3m.matching.gradient import (
     weights_of,
     with_gradients,
 )
+from ld3m.matching.loss import Line, Loss, LossCosts, Work, count_line
 from ld3m.ops.gradient_distance import distances_and_directions, row_cosines
+from ld3m.runtime.footprint import peak_bytes, size_of
 
 # Of the largest map of a network. ConvNet of width 128, 64 images of 32 px: 198 ms at once, 148 ms by 16 (8 MiB).
 _CACHED_BYTES = 8 << 20
@@ -161,3 +166,35 @@ METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Ten
     "cosine": _cosine,
 }
 """Distances (C,) of two lists of gradients, stacked over classes (C, ...), and their derivatives in the first."""
+
+
+def of_classes(
+    network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor, config: DistillConfig, real_chunk: int | None
+) -> Tensor:
+    """Return the losses with the settings of a distillation."""
+    return dc_loss(
+        network, real, synthetic, labels, metric=config.metric, compile=bool(config.compile), real_chunk=real_chunk
+    )
+
+
+def costs(network: nn.Module, work: Work) -> LossCosts:
+    """Count both sides, and the gradient of a class that waits until all classes in flight are matched."""
+    weights, images = weights_of(network), partial(work.images, network)
+    label, names = torch.zeros((), dtype=torch.int64, device=images(1).device), matched(weights, "layerwise-cosine")
+    real = count_line(lambda x: real_gradient(network, weights, x, label, names), images)
+
+    def match_all(x: Tensor) -> object:  # (C, S, 3, H, W)
+        target = {name: weights[name].expand(len(x), *weights[name].shape) for name in names}
+        return match(network, weights, target, x, label.expand(len(x)))
+
+    if sees_whole_batches(network):  # class by class
+        synthetic = Line(count_line(lambda x: match_all(x[None]), images)(work.ipc))
+    else:
+        one = count_line(match_all, lambda count: images(count, 1))
+        # by a second image of each of two classes
+        more = peak_bytes(partial(match_all, images(2, 2)), images(1).device) - one(2)
+        synthetic = replace(one, each=one.each + (work.ipc - 1) * more / 2)
+    return LossCosts(real, synthetic, size_of(network))
+
+
+LOSS = Loss(of_classes, costs)

@@ -1,13 +1,18 @@
 """Distribution matching (DM, Zhao & Bilen 2023): synthetic images should have the mean embedding of real ones."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ld3m.config.distill import DistillConfig
 from ld3m.errors import InputError
 from ld3m.matching.checks import check_chunk, check_classes, clear_network_errors
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import buffers_of, weights_of
+from ld3m.matching.loss import Loss, LossCosts, Work, count_line
 from ld3m.networks import fused
 
 
@@ -61,3 +66,28 @@ class Embedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network.embed(images).flatten(1)
+
+
+def of_classes(
+    network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor, config: DistillConfig, real_chunk: int | None
+) -> Tensor:
+    """Return the losses with the settings of a distillation."""
+    return dm_loss(network, real, synthetic, compile=bool(config.compile), real_chunk=real_chunk)
+
+
+def costs(network: nn.Module, work: Work) -> LossCosts:
+    """Count the real side without a graph, the synthetic one with its way back."""
+    images = partial(work.images, network)
+
+    @torch.no_grad()
+    def embed(x: Tensor) -> Tensor:
+        return mean_embeddings(Embedding(fused(network)), x[None])
+
+    def pull(x: Tensor) -> None:
+        mean_embeddings(Embedding(network), x.requires_grad_()[None]).sum().backward()
+
+    real, synthetic = count_line(embed, images), count_line(pull, images)
+    return LossCosts(real, replace(synthetic, each=work.ipc * synthetic.each))
+
+
+LOSS = Loss(of_classes, costs, joins_classes=True)

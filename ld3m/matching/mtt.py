@@ -20,6 +20,10 @@ from ld3m.matching.gradient import (
     weights_of,
     with_gradients,
 )
+from ld3m.matching.loss import Line, Loss, LossCosts, Work, count_line
+from ld3m.runtime.footprint import size_of
+
+STUDENT_BATCH = 256  # images of a step of the student, at most
 
 Augment = Callable[[Tensor, int], Tensor]
 
@@ -161,3 +165,19 @@ def _check(network: nn.Module, images: Tensor, labels: Tensor, batches: Sequence
             raise InputError(
                 f"batch {number} has indices {int(index.min())} to {int(index.max())}, but images holds {len(images)}"
             )
+
+
+def costs(network: nn.Module, work: Work) -> LossCosts:
+    """Count the student's weights of every step, the expert's at two, and of every batch the images, augmented, with a
+    graph; and one step's way back."""
+    weights, images = weights_of(network), partial(work.images, network)
+    label = torch.zeros((), dtype=torch.int64, device=images(1).device)
+    batch = min(STUDENT_BATCH, work.num_classes * work.ipc)
+    step = count_line(
+        lambda x: directional(network, weights, weights, x, label.expand(len(x)), in_weights=True), images
+    )
+    waiting = (work.student_steps + 5) * size_of(network) + work.student_steps * batch * 4 * images(1).nbytes
+    return LossCosts(Line(), Line(waiting + step(batch)))
+
+
+LOSS = Loss(None, costs)

@@ -1,69 +1,32 @@
-"""How much memory a distillation may take, and how that is spent: what is kept, evaluated and decoded at once.
-
-An iteration renders a group of n images, matches them, and goes back. With K the activations kept from the chain, S the
-states of its steps and H what the decoder keeps, the most that is held is the largest of
-
-    the chain, forward            K + S + one micro-batch
-    decoding                      K + S + H + one batch of the decoder, forward
-    matching                      K + S + H + the real images, and the network on them or on the synthetic ones
-    the decoder, backward         K + S + H + one batch of the decoder, backward
-    the chain, backward, kept     K + S + one micro-batch's gradients
-    ... and recomputed            S + one micro-batch, forward and backward
-
-on top of what is always there. As CUDA graphs, all evaluations that are kept, and one micro-batch that is not, hold
-throughout what they take in their backward pass. `costs` counts each part on a few images; they grow with the number of
-images. The network meets the synthetic images of all classes in flight at once, the real ones in chunks: of one class
-in gradient matching, whose gradient then stays until all are matched. What is compiled is counted as if it ran eager.
-"""
+"""The memory plan of a distillation: what is kept, evaluated and decoded at once, and the budget it has to fit."""
 
 import math
 import os
 import re
-from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from ld3m.config.distill import ALGORITHMS, one_of
 from ld3m.errors import ConfigError
-from ld3m.memory.costs import Costs, count_costs
-from ld3m.priors.base import Prior
+
+if TYPE_CHECKING:
+    from ld3m.memory.diffusion import DiffusionPlanner
+    from ld3m.memory.glad import GladPlanner
 
 _UNITS = ("", "K", "M", "G", "T")
 
 # Images worth evaluating together: below about ten (twenty rows with guidance) a call of the denoiser costs more an
-# image. Smaller chunks of the real batch than that are taken only where nothing else fits.
-IMAGES_IN_FLIGHT = _SMALL_CHUNK = 16
-
-# Forward passes that an evaluation and its backward pass cost, its activations kept or not (counted, cin256's shape).
-_KEPT, _RECOMPUTED = 2.01, 3.01
-
-# Copies of a synthetic image that wait while others are made: rendered, normalised, augmented, its gradient.
-_COPIES = 4
-
-_OUT_OF_MEMORY = r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory"
+# image.
+IMAGES_IN_FLIGHT = 16
 
 # Share of the device's memory that may be taken by default; that of a CPU is also the system's and other programs'.
 _GPU_SHARE, _CPU_SHARE = 0.8, 0.25
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What an iteration has to do. Arguments as of `plan_memory`."""
-
-    steps: int
-    ipc: int
-    num_classes: int
-    real_batch: int
-    algorithm: str
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What is held at once.
+    """The images and activations held at once.
 
     Args:
         retain: fraction of the chain's evaluations whose activations are kept, in hundredths.
@@ -87,7 +50,7 @@ class Plan:
     saved_bytes: int = 0
     slow_down: float = 1.0
     budget_bytes: int = 0
-    planner: "Planner | None" = field(default=None, repr=False, compare=False)
+    planner: "DiffusionPlanner | GladPlanner | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         decoder = "kept" if self.decoder_batch is None else f"{self.decoder_batch} at a time, recomputed"
@@ -104,6 +67,8 @@ class Plan:
 
     def within(self, budget: int) -> "Plan":
         """Return the plan for the same work and another budget; what to retain is free to change."""
+        if self.planner is None:
+            raise ConfigError("this plan was made by hand: there is no other one for the same work")
         return replace(self.planner, retain=None).plan(budget)
 
     def smaller(self) -> "Plan | None":
@@ -115,23 +80,6 @@ class Plan:
         if self.peak_bytes <= smallest.peak_bytes:
             return None
         return self.within(max(int(0.7 * self.peak_bytes), smallest.peak_bytes))
-
-
-class Planner(Protocol):
-    """Makes plans for budgets, from costs that were counted once: a frozen dataclass.
-
-    Args:
-        retain: fraction of the evaluations whose activations are kept; None leaves it to the plan.
-    """
-
-    retain: float | None
-
-    def plan(self, budget: int) -> Plan:
-        """Return the best plan within `budget` bytes; raise ConfigError when there is none."""
-
-    @property
-    def smallest(self) -> Plan:
-        """The plan with the lowest peak."""
 
 
 def parse_bytes(text: str | int) -> int:
@@ -158,223 +106,9 @@ def budget_of(given: str | int | None, device: torch.device) -> int:
     return int((_GPU_SHARE if device.type == "cuda" else _CPU_SHARE) * total_memory(device))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the process, has no more memory to give."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # The CPU allocator, the libraries of a GPU, its driver and Triton have no class of their own for it.
-    return isinstance(error, RuntimeError) and bool(re.search(_OUT_OF_MEMORY, str(error)))
-
-
-def plan_memory(
-    prior: Prior,
-    *,
-    resolution: int,
-    steps: int,
-    ipc: int,
-    num_classes: int,
-    algorithm: str,
-    budget: str | int | None = None,
-    guidance_scale: float = 3.0,
-    network: str = "ConvNet",
-    width: int | None = None,
-    real_batch: int = 256,
-    student_steps: int = 20,
-    latent_size: int | None = None,
-    retain: float | None = None,
-) -> Plan:
-    """Choose what is kept, evaluated and decoded at once so that all that ld3m allocates on the device fits a budget.
-
-    Of the plans that fit, the one with the fewest calls of the denoiser, then the fastest. It depends on the arguments
-    and on the kernels of the prior's device alone. Gradient and feature matching stream classes; trajectory matching
-    needs all images at once.
-
-    Args:
-        prior: on the device that is planned for, or on the meta device.
-        resolution: of the images, in pixels; divisible by the first stage's factor where `latent_size` is not given.
-        steps: T of the chain; 0 for no chain.
-        budget: "8GB" or bytes, weights included; 0.8 of a GPU's memory or a quarter of the machine's when None.
-        network, width: what is matched.
-        real_batch: real images a class.
-        student_steps: of trajectory matching.
-        latent_size: side of the latents, where decoded images are resized to `resolution`.
-        retain: the fraction to retain, if that is not to be chosen.
-
-    Raises:
-        ConfigError: an argument is out of range, or not even the smallest plan fits.
-    """
-    one_of(algorithm, "algorithm", ALGORITHMS)
-    counts = {"resolution": resolution, "ipc": ipc, "num_classes": num_classes, "steps": steps}
-    counts |= {"real_batch": real_batch, "student_steps": student_steps}
-    for name, count in counts.items():
-        least = 0 if name == "steps" else 1
-        if count < least:
-            raise ConfigError(f"{name} is a whole number, at least {least}; got {count!r}")
-    if latent_size is None:
-        prior.require_resolution(resolution)
-    costs = count_costs(
-        prior,
-        resolution=resolution,
-        latent_size=latent_size or resolution // prior.downsample,
-        has_chain=steps > 0,
-        guidance_scale=guidance_scale,
-        algorithm=algorithm,
-        network=network,
-        width=width,
-        num_classes=num_classes,
-        ipc=ipc,
-        student_steps=student_steps,
-    )
-    work = Workload(steps, ipc, num_classes, 0 if algorithm == "mtt" else real_batch, algorithm)
-    return DiffusionPlanner(costs, work, retain).plan(budget_of(budget, prior.device))
-
-
-@dataclass(frozen=True)
-class DiffusionPlanner:
-    """Planner of the spaces of a latent diffusion model."""
-
-    costs: Costs
-    work: Workload
-    retain: float | None = None
-
-    def plan(self, budget: int) -> Plan:
-        smallest = self.smallest
-        if smallest.peak_bytes > budget:
-            raise ConfigError(
-                f"memory_budget of {size_text(budget)} does not hold the smallest plan, which needs "
-                f"{size_text(smallest.peak_bytes)}, {size_text(self.costs.resident)} of it for weights and states; "
-                "raise it, or lower ipc or resolution, or take dtype bfloat16"
-            )
-        for only_large_chunks in (True, False):
-            for level in self._levels:
-                filled = (self._fill(plan, budget, only_large_chunks) for plan in level)
-                best = min((plan for plan in filled if plan is not None), key=_preference, default=None)
-                if best is not None:
-                    return replace(best, budget_bytes=budget)
-        raise AssertionError("the smallest plan is among those looked at")
-
-    @cached_property
-    def smallest(self) -> Plan:
-        classes = self.work.num_classes if self.work.algorithm == "mtt" else 1
-        chunk = 1 if self.costs.cuts_real_batch else None
-        return self._rated(Plan(self.retain or 0.0, 1, classes, 1, chunk))
-
-    def _rated(self, plan: Plan) -> Plan:
-        return replace(
-            plan,
-            peak_bytes=_peak(self.costs, self.work, plan),
-            saved_bytes=_peak(self.costs.saved_only(), self.work, plan),
-            slow_down=_slow_down(self.costs, self.work, plan),
-            planner=self,
-        )
-
-    @cached_property
-    def _levels(self) -> list[list[Plan]]:
-        """Plans with nothing retained and the real batch whole, by calls of the denoiser in a step, fewest first."""
-        work, levels = self.work, {}
-        classes = {work.num_classes}
-        if work.algorithm != "mtt":
-            classes = _even_sizes(work.num_classes, max(1, IMAGES_IN_FLIGHT // work.ipc))
-        for in_flight in sorted(classes):
-            images = in_flight * work.ipc
-            sizes = _even_sizes(images, IMAGES_IN_FLIGHT)
-            for micro_batch in sorted(sizes) if work.steps else [images]:
-                calls = math.ceil(work.num_classes / in_flight) * math.ceil(images / micro_batch)
-                plans = [Plan(0.0, micro_batch, in_flight, batch, None) for batch in (None, *sizes)]
-                levels.setdefault(calls, []).extend(plans)
-        return [levels[calls] for calls in sorted(levels)]
-
-    def _fill(self, plan: Plan, budget: int, only_large_chunks: bool) -> Plan | None:
-        """Retain as much as fits, then cut the real batch no further than it needs; None when nothing fits."""
-
-        def fits(retain: float, chunk: int | None) -> bool:
-            return _peak(self.costs, self.work, replace(plan, retain=retain, real_chunk=chunk)) <= budget
-
-        chunks = list(self._chunks(plan, only_large_chunks))
-        fractions = [k / 100 for k in range(101 if self.work.steps else 1)] if self.retain is None else [self.retain]
-        retain = fractions.pop()
-        if not fits(retain, chunks[-1]):  # the peak grows up to there, where nothing is recomputed any more
-            fitting = bisect_left(fractions, True, key=lambda fraction: not fits(fraction, chunks[-1]))
-            if not fitting:
-                return None
-            retain = fractions[fitting - 1]
-        chunk = next(chunk for chunk in chunks if fits(retain, chunk))
-        return self._rated(replace(plan, retain=retain, real_chunk=chunk))
-
-    def _chunks(self, plan: Plan, only_large: bool) -> Iterator[int | None]:
-        """Yield None for the whole real batch, then halves of it down to one image."""
-        yield None
-        size = self.work.real_batch * (plan.classes_in_flight if self.work.algorithm == "dm" else 1)
-        while self.costs.cuts_real_batch and size > (2 * _SMALL_CHUNK if only_large else 1):
-            size = math.ceil(size / 2)
-            yield size
-
-
-def _preference(plan: Plan) -> tuple[float, ...]:
-    """Order plans of equally many calls of the denoiser, the best first.
-
-    The peak comes last: what a larger budget gains was out of the reach of the smaller one, so its peak is higher.
-    """
-    decoder_batch, chunk = (-(size or math.inf) for size in (plan.decoder_batch, plan.real_chunk))
-    return plan.slow_down, decoder_batch, chunk, plan.peak_bytes, plan.micro_batch, plan.classes_in_flight
-
-
-def _slow_down(costs: Costs, work: Workload, plan: Plan) -> float:
-    """Predict the time of chain and decoder over that with everything kept, by their operations."""
-    chain, decoding = work.steps * costs.chain.flops, costs.decoding.flops
-    took = chain * (plan.retain * _KEPT + (1 - plan.retain) * _RECOMPUTED)
-    took += decoding * (_KEPT if plan.decoder_batch is None else _RECOMPUTED)
-    return took / (_KEPT * (chain + decoding))
-
-
-def _peak(costs: Costs, work: Workload, plan: Plan) -> int:
-    """Return the most bytes of all phases of an iteration, as in the module's text."""
-    images = plan.classes_in_flight * work.ipc
-    chain, decoding = costs.chain, costs.decoding
-    phases, kept, num_evaluations = [], 0, work.steps * images
-    if work.steps:
-        num_kept = round(plan.retain * num_evaluations)
-        passing = min(plan.micro_batch, num_evaluations - num_kept)
-        kept, block = num_kept * chain.held, min(plan.micro_batch, num_kept)
-        phases += [
-            images * costs.quantising,
-            kept + max(plan.micro_batch * costs.chain_free, block * (chain.forward - chain.held)),
-            kept + block * (chain.peak - chain.held),
-            passing * chain.peak,
-        ]
-        if costs.is_graphed:
-            kept = (num_kept + passing) * chain.peak
-            phases += [kept]
-    if plan.decoder_batch is None:
-        decoded = images * decoding.held
-        phases += [kept + images * decoding.peak]
-    else:
-        decoded = images * 2 * costs.picture
-        phases += [kept + decoded + plan.decoder_batch * max(costs.decoding_free, decoding.peak)]
-    return (
-        costs.resident
-        + num_evaluations * costs.latent
-        + images * _COPIES * costs.picture
-        + max(*phases, kept + decoded + _matching(costs, work, plan))
-    )
-
-
-def _matching(costs: Costs, work: Workload, plan: Plan) -> int:
-    """Return the most bytes that matching takes: stacking the real images, and either side of the network."""
-    joined = plan.classes_in_flight if work.algorithm == "dm" else 1
-    real = work.real_batch * costs.picture
-    chunk = min(plan.real_chunk or math.inf, joined * work.real_batch)
-    sides = max(costs.real(chunk), costs.synthetic(plan.classes_in_flight)) + plan.classes_in_flight * costs.gradients
-    return plan.classes_in_flight * real + max(plan.classes_in_flight * real, sides)
-
-
 def even_size(total: int, most: int) -> int:
     """Return the size of the fewest equal groups, each at most `most` or one, that `total` can be cut into."""
     return math.ceil(total / math.ceil(total / min(total, max(1, most))))
-
-
-def _even_sizes(total: int, most: int) -> set[int]:
-    return {even_size(total, size) for size in range(1, min(total, most) + 1)}
 
 
 def size_text(count: int) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld3m.data import Dataset
+from ld3m.data.ranges import to_signed
 from ld3m.errors import ConfigError
 from ld3m.prior_training.fit import Fit, claim_folder
 from ld3m.prior_training.settings import PriorTraining
@@ -22,7 +23,7 @@ from ld3m.priors.base import Prior
 from ld3m.priors.folder import save_prior
 from ld3m.priors.random import fill_random
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import usable
+from ld3m.runtime.devices import resolve_device
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def train_prior(
         ConfigError: `out` is not empty, or holds a training with other settings.
         NumericsError: a loss is not finite; the last checkpoint stays.
     """
-    device = usable(device)
+    device = resolve_device(device)
     if preview_every < 1:
         raise ConfigError(f"preview_every is at least 1 step, got {preview_every}")
     about = {"data": dataset.name, "fingerprint": dataset.fingerprint}
@@ -94,7 +95,7 @@ def train_prior(
 def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
     draw = seeds.generator(config.seed, "prior", "first-stage", step)
     picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=draw)
-    images = dataset.train.batch(picks, first_stage.device) * 2 - 1
+    images = to_signed(dataset.train.batch(picks, first_stage.device))
     posterior = first_stage.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=draw).to(images.device)
     error = first_stage.decode(posterior.mean + posterior.std * noise).sample - images
@@ -108,7 +109,7 @@ def _encode_all(first_stage: nn.Module, dataset: Dataset, at_once: int) -> Tenso
     parts = torch.arange(len(dataset.train)).split(at_once)
     first_stage.eval()
     return torch.cat(
-        [first_stage.encode(dataset.train.batch(p, first_stage.device) * 2 - 1).latent_dist.mean for p in parts]
+        [first_stage.encode(to_signed(dataset.train.batch(p, first_stage.device))).latent_dist.mean for p in parts]
     )
 
 

@@ -11,7 +11,7 @@ from ld3m.priors.frozen import Execution
 from ld3m.priors.random import NAMES as RANDOM_NAMES
 from ld3m.priors.stylegan.generator import StyleGAN
 from ld3m.priors.stylegan.loading import load_stylegan
-from ld3m.runtime.devices import precision, usable
+from ld3m.runtime.devices import resolve_device, resolve_dtype
 
 __all__ = ["NAMES", "Execution", "Prior", "StyleGAN", "load_prior", "load_stylegan"]
 
@@ -43,7 +43,7 @@ def load_prior(
         ConfigError: an unknown name, a device or dtype that cannot be had, or a YAML that does not fit.
         CheckpointError: a file that is missing, damaged, unsafe, or does not fit its configuration.
     """
-    device, dtype = usable(device), precision(dtype)
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
     if config is not None and not Path(source).expanduser().is_file():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ld3m.data.ilsvrc import ilsvrc_index
 from ld3m.errors import InputError
 from ld3m.priors.base import Prior
+from ld3m.priors.stylegan.generator import StyleGAN
 
 logger = logging.getLogger(__name__)
 _EMBEDDED = "fashion-mnist"  # the name that its own index gives it
@@ -16,7 +17,7 @@ _EMBEDDED_KNOWS = (
 
 
 def match_classes(
-    prior: Prior,
+    prior: Prior | StyleGAN,
     class_names: Sequence[str],
     wnids: Sequence[str | None],
     class_ids: Sequence[int] | None = None,
@@ -65,7 +66,7 @@ def match_classes(
     return [prior.null_class if k is None else k for k in found]
 
 
-def _match(prior: Prior, name: str, wnid: str | None) -> int | None:
+def _match(prior: Prior | StyleGAN, name: str, wnid: str | None) -> int | None:
     if prior.class_names is not None:
         if name in prior.class_names:
             return prior.class_names.index(name)

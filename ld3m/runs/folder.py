@@ -1,4 +1,4 @@
-"""The output folder of a run: claimed, written whole, gone on with."""
+"""The output folder of a run: opened, written whole, resumed."""
 
 import json
 import logging
@@ -21,15 +21,6 @@ _OWN = (
 # Setting that hands these files in from another run, perhaps from this very folder -> files
 _REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/*.safetensors"}
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
-
-
-def claim(out: str | Path | None, *, resume: bool, overwrite: bool) -> "RunFolder | None":
-    """Open the folder of a run; None for one that is kept in memory only."""
-    if out is not None:
-        return RunFolder(Path(out), resume=resume, overwrite=overwrite)
-    if resume or overwrite:
-        raise ConfigError("resume and overwrite need out=, the folder of the run")
-    return None
 
 
 class RunFolder:

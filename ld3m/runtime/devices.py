@@ -1,11 +1,14 @@
-"""The device that a computation runs on, and its precision."""
+"""The device that a computation runs on, its memory, and its dtype."""
 
 import gc
+import re
 
 import torch
 
-from ld3m.config.distill import DTYPES
 from ld3m.errors import ConfigError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_OUT_OF_MEMORY = r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory"
 
 
 def default_device() -> str:
@@ -13,7 +16,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def usable(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
     """Return the device, the default for None; raise when it cannot be used here."""
     name = str(device or default_device())
     try:
@@ -30,9 +33,17 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def precision(dtype: torch.dtype | str) -> torch.dtype:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the process, has no more memory to give."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU allocator, the libraries of a GPU, its driver and Triton have no class of their own for it.
+    return isinstance(error, RuntimeError) and bool(re.search(_OUT_OF_MEMORY, str(error)))
+
+
+def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return the floating-point dtype, which may be given by its name; raise for what weights cannot have."""
-    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPES else dtype
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
-        raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
+        raise ConfigError(f"dtype is one of {', '.join(_DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
     return found

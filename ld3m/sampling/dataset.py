@@ -13,19 +13,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ld3m.chain import sample
-from ld3m.config.distill import takes, to_plain
-from ld3m.distillation.job import in_memory
+from ld3m.config.distill import takes
+from ld3m.data.ranges import from_signed, to_signed
 from ld3m.errors import MemoryBudgetError, NumericsError
-from ld3m.memory.plan import is_out_of_memory
+from ld3m.evaluation.finish import finish
 from ld3m.runs import pictures
-from ld3m.runs.folder import RunFolder, claim
+from ld3m.runs.facts import measured
 from ld3m.runs.result import DISTILLED, Result, load
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import release_memory
+from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.rows import RowFile
 from ld3m.runtime.storage import save_tensors
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
-from ld3m.sampling.job import SampleJob, prepare_sampling
+from ld3m.sampling.job import SampleJob, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -65,23 +65,18 @@ def sample_dataset(
         MemoryBudgetError: the device cannot hold one image at a time.
     """
     started = time.perf_counter()
-    folder = claim(out, resume=resume, overwrite=overwrite)
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            job = prepare_sampling(data, in_memory(settings), RunFolder(Path(scratch), resume=False, overwrite=False))
-            _sample_classes(job, progress)
-            return _detached(load(scratch))
-    job = prepare_sampling(data, settings, folder)
-    seconds_per_class = _sample_classes(job, progress)
-    from ld3m.evaluation.finish import conclude, measured
-    from ld3m.runs.page import read_mapping
-
-    result = load(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        where = {"out": out, "resume": resume, "overwrite": overwrite, "scratch": Path(scratch)}
+        job = prepare(data, settings, **where)
+        seconds_per_class = _sample_classes(job, progress)
+        result = load(job.folder.path)
+        if out is None:
+            return _detached(result)
     if not (job.folder.path / "grid.png").is_file():
         result.draw_grid(job.folder.path)
-    facts = read_mapping(job.folder.path / "result.json") if seconds_per_class is None else {}
-    facts = facts or measured(job, time.perf_counter() - started, seconds_per_class=seconds_per_class)
-    conclude(job, facts, progress)
+    seconds = time.perf_counter() - started
+    facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
+    finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
     return result
 
 
@@ -126,7 +121,7 @@ def _row_file(job: SampleJob) -> RowFile:
         "mean": (torch.float32, (3,)),
         "std": (torch.float32, (3,)),
     }
-    about = {"class_names": list(dataset.class_names), "config": {"data": job.data_name, **to_plain(config)}}
+    about = {"class_names": list(dataset.class_names), "config": job.stored_settings()}
     rows = RowFile(job.folder.path / DISTILLED, shapes, {k: json.dumps(v, sort_keys=True) for k, v in about.items()})
     rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
     rows.write("mean", dataset.mean)
@@ -171,7 +166,7 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     )
     images = torch.cat([job.prior.decode(part).float().cpu() for part in sampled.split(config.micro_batch)])
     _require_finite(job, label, {"images": images})
-    images = ((images + 1) / 2).clamp(0, 1)
+    images = from_signed(images)
     pictures.save_numbered(job.folder.path / "images" / job.folder_names[label], images)
     rows.write("latents", chosen.latents, label * config.ipc)
     rows.write("images", images, label * config.ipc)
@@ -201,4 +196,4 @@ def _require_finite(job: SampleJob, label: int, values: Mapping[str, Tensor]) ->
 def _latents(job: SampleJob, positions: Tensor) -> Iterator[Tensor]:
     """Encode the images, some at a time."""
     for part in positions.split(job.config.micro_batch):
-        yield job.prior.encode(job.dataset.train.batch(part, job.device) * 2 - 1)
+        yield job.prior.encode(to_signed(job.dataset.train.batch(part, job.device)))

@@ -40,9 +40,9 @@ def _published(std: Tensor, config: SampleConfig) -> tuple[int, float, Tensor]:
     """
     best = -1, float("inf"), torch.empty(0)
     for first in range(0, config.groups, _PUBLISHED_CHUNK):
-        draw = torch.Generator().manual_seed(_chunk_seed(first))
+        generator = torch.Generator().manual_seed(_chunk_seed(first))
         count = min(_PUBLISHED_CHUNK, config.groups - first)
-        noise = torch.randn((count, config.ipc, len(std)), generator=draw)
+        noise = torch.randn((count, config.ipc, len(std)), generator=generator)
         scores = torch.cat([score_noise(part, std, config.weights) for part in noise.split(_SCORED)])
         found = int(scores.argmin())
         if float(scores[found]) < best[1]:

@@ -1,7 +1,8 @@
-"""From settings to everything that sampling a class needs, checked before the first second of work."""
+"""The job of a sampling: everything a class needs, checked before the first second of work."""
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,42 +10,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ld3m.config.sample import SampleConfig, resolve
 from ld3m.data import Dataset
-from ld3m.distillation.job import (
-    check_latent_size,
-    check_outside,
-    check_protocol,
-    load_data,
-    name_of,
-    split_prior,
-    stored_or_given,
-    whole_paths,
-)
 from ld3m.errors import ConfigError, DataError
-from ld3m.priors import Execution, Prior, load_prior
+from ld3m.evaluation.finish import check_protocol
+from ld3m.priors import Execution, Prior, StyleGAN, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs.folder import RunFolder
+from ld3m.runs.opening import Run, open_run, with_dtype
 from ld3m.runs.result import folder_names
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import usable
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import load_tensors
-from ld3m.sampling import ClassStatistics, SampleConfig, resolve
+from ld3m.sampling.statistics import ClassStatistics
+from ld3m.spaces.latent import check_latent_size
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SampleJob:
-    """A sampling ready to run. `config` is resolved: it says everything that decides the outcome."""
+class SampleJob(Run):
+    """A sampling ready to run."""
 
     config: SampleConfig
-    data_name: str
-    dataset: Dataset
+    folder: RunFolder
     prior: Prior
     class_ids: list[int]
-    folder: RunFolder
-    device: torch.device
 
     @cached_property
     def folder_names(self) -> list[str]:
@@ -59,8 +50,8 @@ class SampleJob:
     def real_images(self, label: int) -> Tensor:
         """Return the positions of the real images of a class that are used."""
         members = self.dataset.train.of_class(label)
-        draw = seeds.generator(self.config.seed, "real images", label)
-        chosen = torch.randperm(len(members), generator=draw)[: self.config.real_images]
+        generator = seeds.generator(self.config.seed, "real images", label)
+        chosen = torch.randperm(len(members), generator=generator)[: self.config.real_images]
         return members[chosen.sort().values]
 
     def statistics_file(self, label: int) -> Path:
@@ -106,37 +97,49 @@ class SampleJob:
         return {key: str(value) for key, value in about.items()}
 
 
-def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolder) -> SampleJob:
-    """Check settings, folder, prior and data, in this order, and build what the classes need."""
-    check_outside(folder, data)
-    settings, prior = split_prior(whole_paths(settings))
-    data_name = name_of(data)
-    config = stored_or_given(folder, settings, SampleConfig)
-    device = usable(config.device)
-    config = replace(config, dtype=config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    prior = load_prior(
-        prior or config.prior,
-        device=device,
-        dtype=getattr(torch, config.dtype),
-        **({"config": config.prior_config} if config.prior_config else {}),
-    )
-    prior = copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
-    if prior.num_classes is None:
-        raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
+def prepare(
+    data: object,
+    settings: Mapping[str, object],
+    *,
+    out: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    scratch: Path,
+) -> SampleJob:
+    """Check settings, folder, prior and data, in this order, and build what the classes need.
+
+    Args:
+        scratch: empty folder that stands for `out` where there is none.
+    """
+    opening = open_run(data, settings, SampleConfig, out=out, resume=resume, overwrite=overwrite)
+    folder = opening.folder or RunFolder(scratch, resume=False, overwrite=False)
+    config, device = with_dtype(opening.config, opening.device), opening.device
     is_said = config.real_images is not None  # by the user, or by the run that is resumed
+    prior = _open_prior(config, opening.prior, device)
     config = resolve(config, prior.native_resolution)
     check_protocol(config.evaluate, config.resolution)
     prior.require_resolution(config.resolution)
     check_latent_size(config.resolution // prior.downsample, prior)
-    dataset = load_data(data, config)
+    dataset = opening.load_data(config)
     config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
-    job = SampleJob(config, data_name, dataset, prior, class_ids, folder, device)
+    job = SampleJob(config, opening.data_name, dataset, folder, device, prior, class_ids)
     if config.statistics and not folder.is_resumed:
         for label in range(dataset.train.num_classes):  # before the folder is touched
             job.stored_statistics(label)
-    folder.start(data_name, config, dataset.fingerprint)
+    folder.start(opening.data_name, config, dataset.fingerprint)
     return job
+
+
+def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior:
+    """Open the prior, which has classes, with the default execution."""
+    if isinstance(given, StyleGAN):
+        raise ConfigError(f"sampling takes a latent diffusion model as prior, got {given.name}; choose one that fits")
+    options = {"config": config.prior_config} if config.prior_config else {}
+    prior = load_prior(given or config.prior, device=device, dtype=config.dtype, **options)
+    if prior.num_classes is None:
+        raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
+    return copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
 
 
 def _check_images(config: SampleConfig, dataset: Dataset, is_said: bool) -> SampleConfig:

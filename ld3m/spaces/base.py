@@ -1,9 +1,20 @@
-"""What every space offers the loop: parameters to optimise, and images rendered from them."""
+"""The two halves of every space: the map from parameters to images, and how a distillation in it is set up."""
 
-from typing import Protocol
+import copy
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from ld3m.config.distill import DistillConfig
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError
+from ld3m.memory.plan import Plan
+from ld3m.priors import Execution, Prior, StyleGAN, load_prior
+from ld3m.priors.classes import match_classes
+
+AnyPrior = TypeVar("AnyPrior", bound=Prior | StyleGAN)
 
 
 class Space(Protocol):
@@ -16,20 +27,66 @@ class Space(Protocol):
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         """Render images (n, 3, H, W) in [0, 1] of the rows (n,) int64; `noise_seed` names the draw of the noise."""
+        ...
 
     def project(self) -> None:
         """Put the parameters back where they are allowed to be, after an optimiser step."""
 
-    def hold(self, *, retain: float, micro_batch: int, decoder_batch: int | None) -> None:
-        """Change what is kept from the forward pass and made at once; images and gradients stay, up to rounding.
-
-        Only spaces that a memory plan is made for have it.
-        """
+    def apply_plan(self, plan: Plan) -> None:
+        """Change what is kept from the forward pass and made at once; images and gradients stay, up to rounding."""
 
 
-def to_pixels(images: Tensor, resolution: int) -> Tensor:
-    """Bring a generator's images, about [−1, 1], to `resolution` with antialiasing and into [0, 1]."""
-    if images.shape[-1] != resolution:
-        size = (resolution, resolution)
-        images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    return ((images + 1) / 2).clamp(0, 1)
+class SpaceSetup(Protocol[AnyPrior]):
+    """How a distillation in a space is set up, in the order of the methods.
+
+    `has_chain` says whether the reverse chain is run, `gpu_dtype` what the prior's weights are on a GPU by default.
+    """
+
+    has_chain: bool
+    gpu_dtype: str
+
+    def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> AnyPrior:
+        """Open the prior that the settings name, or take the one that is given."""
+        ...
+
+    def check(self, config: DistillConfig, prior: AnyPrior) -> None:
+        """Refuse what can be refused before any data is read."""
+
+    def plan(self, config: DistillConfig, prior: AnyPrior, dataset: Dataset) -> Plan | None:
+        """Plan the memory; None where there is nothing to plan."""
+
+    def build(
+        self, config: DistillConfig, prior: AnyPrior, dataset: Dataset, plan: Plan | None, device: torch.device
+    ) -> Space:
+        """Build the space at its start."""
+        ...
+
+
+class DiffusionSetup:
+    """The parts of a set-up that all spaces with a latent diffusion model share."""
+
+    has_chain = False
+    gpu_dtype = "bfloat16"
+
+    def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior:
+        if isinstance(given, StyleGAN):
+            raise ConfigError(
+                f"space {config.space!r} takes a latent diffusion model as prior, got {given.name}; choose one that fits"
+            )
+        switches = given.lean.execution if given else None  # those not named here stay as they are
+        execution = replace(switches or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
+        options = {"config": config.prior_config} if config.prior_config else {}
+        prior = load_prior(given or config.prior, device=device, dtype=config.dtype, **options)
+        return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
+
+    def check(self, config: DistillConfig, prior: Prior) -> None:
+        if "latents" not in config.learn and (not self.has_chain or prior.conditioning_shape is None):
+            reason = f"{prior.name} is unconditional" if self.has_chain else f"space {config.space!r} has no chain"
+            raise ConfigError(f"{reason}, so learn needs 'latents'; got {list(config.learn)}")
+        if config.class_ids is not None:
+            check_class_ids(prior, config.class_ids)
+
+
+def check_class_ids(prior: Prior | StyleGAN, class_ids: tuple[int, ...]) -> None:
+    """Raise unless the prior has these classes."""
+    match_classes(prior, [str(k) for k in class_ids], [None] * len(class_ids), class_ids)

@@ -1,30 +1,23 @@
 """Latents of a frozen prior, through its reverse chain ("ld3m") or through its decoder alone ("autoencoder")."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ld3m.chain import reverse_chain
-from ld3m.priors.base import Prior
+from ld3m.config.distill import DistillConfig
+from ld3m.data import Dataset
+from ld3m.data.ranges import to_pixels
+from ld3m.errors import ConfigError
+from ld3m.memory.costs import Workload
+from ld3m.memory.diffusion import plan_work
+from ld3m.memory.plan import Plan
+from ld3m.priors import Prior
 from ld3m.runtime import seeds
-from ld3m.spaces.base import to_pixels
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """How the reverse chain of the "ld3m" space is run; see `ld3m.reverse_chain`."""
-
-    steps: int
-    guidance_scale: float
-    injection: str
-    schedule: str
-    noise: str
-    retain: float
-    micro_batch: int | None
-    seed: int
+from ld3m.spaces.base import DiffusionSetup
+from ld3m.spaces.start import initial_conditioning, initial_images, initial_latents
 
 
 class LatentSpace:
@@ -35,7 +28,9 @@ class LatentSpace:
         conditioning: (N, tokens, dim), or None.
         learn: which of "latents" and "conditioning" are optimised.
         resolution: of the rendered images; decoded ones of another size are resized with antialiasing.
-        chain: settings of the reverse chain; None decodes the latents as they are.
+        chain: settings of a distillation, of which those of the reverse chain hold; None decodes the latents as they
+            are.
+        retain, micro_batch: as of `reverse_chain`.
         decoder_batch: images decoded at a time, with the decoder's activations recomputed in the backward pass, so that
             those of one batch are held at once; None decodes all and keeps them.
     """
@@ -48,10 +43,13 @@ class LatentSpace:
         *,
         learn: tuple[str, ...],
         resolution: int,
-        chain: ChainSettings | None,
+        chain: DistillConfig | None,
+        retain: float = 0.0,
+        micro_batch: int | None = None,
         decoder_batch: int | None = None,
     ) -> None:
-        self.prior, self.resolution, self.chain, self.decoder_batch = prior, resolution, chain, decoder_batch
+        self.prior, self.resolution, self.chain = prior, resolution, chain
+        self.retain, self.micro_batch, self.decoder_batch = retain, micro_batch, decoder_batch
         self._drawn: tuple[tuple[object, ...], Tensor] | None = None  # purpose and noise of the last draw
         tensors = {"latents": latents, "conditioning": conditioning}
         self.parameters = {
@@ -63,23 +61,21 @@ class LatentSpace:
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         latents = self.parameters["latents"][rows]
         if self.chain is not None:
-            latents = self._run_chain(latents, rows, noise_seed)
+            latents = self._run_chain(self.chain, latents, rows, noise_seed)
         if self.decoder_batch is None:
             return self._show(latents)
         return torch.cat([_Recomputed.apply(self._show, part) for part in latents.split(self.decoder_batch)])
 
-    def hold(self, *, retain: float, micro_batch: int, decoder_batch: int | None) -> None:
-        if self.chain is not None:
-            self.chain = replace(self.chain, retain=retain, micro_batch=micro_batch)
-        self.decoder_batch = decoder_batch
-        if self.prior.lean.graphs is not None:  # recorded for what was held before
+    def apply_plan(self, plan: Plan) -> None:
+        self.retain, self.micro_batch, self.decoder_batch = plan.retain, plan.micro_batch, plan.decoder_batch
+        if self.prior.lean.graphs is not None:  # recorded for the plan before
             self.prior.lean.graphs.release()
 
     def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)
 
-    def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        chain, noise = self.chain, self.noise(rows, noise_seed)
+    def _run_chain(self, chain: DistillConfig, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        noise = self._noise(rows, chain.seed, () if chain.noise == "fixed" else noise_seed)
         conditioning = self.parameters.get("conditioning")
         return reverse_chain(
             self.prior,
@@ -90,22 +86,68 @@ class LatentSpace:
             injection=chain.injection,
             schedule=chain.schedule,
             noise=noise,
-            retain=chain.retain,
-            micro_batch=chain.micro_batch,
+            retain=self.retain,
+            micro_batch=self.micro_batch,
         )
 
-    def noise(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+    def _noise(self, rows: Tensor, seed: int, purpose: tuple[object, ...]) -> Tensor:
         """Draw the noise (n, c, h, w) of the rows' chains."""
-        latents, purpose = self.parameters["latents"], () if self.chain.noise == "fixed" else noise_seed
+        latents = self.parameters["latents"]
         # Drawn for all images, so that an image's noise does not depend on which others are rendered with it; and once
         # for all groups of rows that are rendered one after the other.
         if self._drawn is None or self._drawn[0] != purpose:
-            draw = seeds.generator(self.chain.seed, "noise", *purpose)
-            self._drawn = purpose, torch.randn(latents.shape, generator=draw)
+            generator = seeds.generator(seed, "noise", *purpose)
+            self._drawn = purpose, torch.randn(latents.shape, generator=generator)
         return self._drawn[1][rows.cpu()].to(latents)
 
     def project(self) -> None:
         """Latents and conditioning may go anywhere."""
+
+
+class LatentSetup(DiffusionSetup):
+    """How a distillation in one of these two spaces is set up."""
+
+    def __init__(self, *, has_chain: bool) -> None:
+        self.has_chain = has_chain
+
+    def check(self, config: DistillConfig, prior: Prior) -> None:
+        if config.latent_size is None:
+            prior.require_resolution(config.resolution)
+        if self.has_chain:
+            check_latent_size(config.latent_size or config.resolution // prior.downsample, prior)
+        super().check(config, prior)
+
+    def plan(self, config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
+        num_classes, most_images = dataset.train.num_classes, int(torch.bincount(dataset.train.labels).max())
+        real_batch = min(config.real_batch, most_images)
+        work = Workload.of(config, has_chain=self.has_chain, num_classes=num_classes, real_batch=real_batch)
+        return plan_work(prior, work, config.memory_budget, config.retain)
+
+    def build(
+        self, config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
+    ) -> LatentSpace:
+        assert plan is not None
+        images = initial_images(config, dataset)
+        return LatentSpace(
+            prior,
+            initial_latents(config, prior, images, min(plan.micro_batch, plan.decoder_batch or 16, 16)),
+            initial_conditioning(config, prior, dataset) if self.has_chain else None,
+            learn=config.learn if self.has_chain else ("latents",),
+            resolution=config.resolution,
+            chain=config if self.has_chain else None,
+            retain=plan.retain,
+            micro_batch=plan.micro_batch,
+            decoder_batch=plan.decoder_batch,
+        )
+
+
+def check_latent_size(latent_size: int, prior: Prior) -> None:
+    """Raise unless the denoiser takes latents of that side."""
+    if latent_size % prior.latent_multiple:
+        raise ConfigError(
+            f"{prior.name} takes latents whose side is a multiple of {prior.latent_multiple}, got {latent_size}; "
+            f"choose a resolution divisible by {prior.latent_multiple * prior.downsample}, or latent_size"
+        )
 
 
 class _Recomputed(torch.autograd.Function):
@@ -123,9 +165,9 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, cotangent: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx, *cotangents: Tensor) -> tuple[None, Tensor]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
         with torch.enable_grad():
             result = ctx.function(x)
-        (gradient,) = torch.autograd.grad(result, x, cotangent)
+        (gradient,) = torch.autograd.grad(result, x, cotangents[0])
         return None, gradient

@@ -3,6 +3,13 @@
 import torch
 from torch import Tensor
 
+from ld3m.config.distill import DistillConfig
+from ld3m.data import Dataset
+from ld3m.memory.plan import Plan
+from ld3m.priors import Prior
+from ld3m.spaces.base import DiffusionSetup
+from ld3m.spaces.start import initial_images
+
 
 class PixelSpace:
     """Images as parameters, in the data set's normalised units, where learning rates are quoted.
@@ -26,9 +33,24 @@ class PixelSpace:
         """Clamp to what a picture can show: beyond it, the clamp in `render` would stop the gradient for good."""
         self.parameters["pixels"].clamp_(self._least, self._most)
 
+    def apply_plan(self, plan: Plan) -> None:
+        """Nothing is planned: a picture costs as much as its gradient."""
+
     def _limit(self, shown: float) -> Tensor:
         """Return the pixels (3, 1, 1) that are shown as black or white, moved inwards where rounding leads outside."""
         limit, middle = (shown - self._mean) / self._std, (0.5 - self._mean) / self._std
-        while not (is_inside := (colour := limit * self._std + self._mean) == colour.clamp(0, 1)).all():
+        while not (is_inside := (color := limit * self._std + self._mean) == color.clamp(0, 1)).all():
             limit = torch.where(is_inside, limit, torch.nextafter(limit, middle))
         return limit
+
+
+class PixelSetup(DiffusionSetup):
+    """How a distillation of pixels is set up; of the prior, the resolution alone is asked for."""
+
+    def plan(self, config: DistillConfig, prior: Prior, dataset: Dataset) -> None:
+        """Nothing is planned."""
+
+    def build(
+        self, config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
+    ) -> PixelSpace:
+        return PixelSpace(initial_images(config, dataset).to(device), dataset.mean, dataset.std)

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ld3m.config.distill import STARTS, DistillConfig
+from ld3m.config.distill import INITS, DistillConfig
 from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
+from ld3m.data.ranges import resize, to_signed
 from ld3m.errors import ConfigError
 from ld3m.priors import Prior
 from ld3m.priors.classes import match_classes
@@ -21,13 +22,13 @@ from ld3m.runtime import seeds
 def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
     """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
     num_classes = dataset.train.num_classes
-    draw = seeds.generator(config.seed, "initial images")
+    generator = seeds.generator(config.seed, "initial images")
     if config.init in ("real", "kmeans"):
         choose = random_images if config.init == "real" else kmeans_images
-        return dataset.train.batch(choose(dataset.train, [config.ipc] * num_classes, draw))
+        return dataset.train.batch(choose(dataset.train, [config.ipc] * num_classes, generator))
     if config.init == "noise":
         shape = (num_classes * config.ipc, 3, config.resolution, config.resolution)
-        noise = torch.randn(shape, generator=draw)
+        noise = torch.randn(shape, generator=generator)
         return (noise * dataset.std.view(3, 1, 1) + dataset.mean.view(3, 1, 1)).clamp(0, 1)
     given = given_set(config.init, dataset)
     if given.images.shape != (num_classes * config.ipc, 3, config.resolution, config.resolution):
@@ -44,10 +45,8 @@ def initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once
     shape = (len(images), prior.latent_channels, side, side)
     if config.init == "noise":
         return torch.randn(shape, generator=seeds.generator(config.seed, "initial latents")).to(prior.device)
-    size = (side * prior.downsample,) * 2
-    if images.shape[-1] != size[0]:
-        images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    return torch.cat([prior.encode(part.to(prior.device) * 2 - 1) for part in images.split(at_once)])
+    images = resize(images, side * prior.downsample)
+    return torch.cat([prior.encode(to_signed(part.to(prior.device))) for part in images.split(at_once)])
 
 
 def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
@@ -56,15 +55,15 @@ def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) 
         return None
     rows = dataset.train.num_classes * config.ipc
     if config.init_conditioning == "normal":
-        draw = seeds.generator(config.seed, "initial conditioning")
-        return torch.randn((rows, *prior.conditioning_shape), generator=draw).to(prior.device)
+        generator = seeds.generator(config.seed, "initial conditioning")
+        return torch.randn((rows, *prior.conditioning_shape), generator=generator).to(prior.device)
     if config.init_conditioning == "null":
         return prior.null_conditioning(rows).float()
     ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids)
     return prior.embed(torch.tensor(ids).repeat_interleave(config.ipc)).float()
 
 
-def given_set(init: str, dataset: Dataset, words: Sequence[str] = STARTS) -> Result:
+def given_set(init: str, dataset: Dataset, words: Sequence[str] = INITS) -> Result:
     """Open the distilled set of these classes that a setting `init` names which is none of its words."""
     if not (Path(init) / result.DISTILLED).is_file():
         raise ConfigError(f"init is {', '.join(map(repr, words))} or the folder of a distilled set, got {init!r}")

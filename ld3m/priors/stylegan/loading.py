@@ -12,7 +12,7 @@ from ld3m.priors.folder import load_weights
 from ld3m.priors.stylegan.generator import FourierInput, Mapping, StyleGAN, Synthesis, SynthesisLayer
 from ld3m.priors.stylegan.layers import FIRST_CUTOFF, SHAPES, TAPS, Design, LayerSpec, design
 from ld3m.runtime import seeds
-from ld3m.runtime.devices import precision, usable
+from ld3m.runtime.devices import resolve_device, resolve_dtype
 from ld3m.runtime.storage import load_tensors
 
 NAMES = tuple(f"random:{name}" for name in SHAPES)
@@ -33,7 +33,7 @@ def load_stylegan(
         ConfigError: an unknown name, or a device or dtype that cannot be had.
         CheckpointError: a file that is missing, damaged, or lacks tensors of a generator.
     """
-    device, dtype = usable(device), precision(dtype)
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     if isinstance(source, StyleGAN):
         return source.to(device=device, dtype=dtype)
     if str(source) in NAMES:

@@ -1,0 +1,143 @@
+"""Opening a run: from data, settings and a folder, or none, to what every run has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from ld3m import data as data_room
+from ld3m.config import RunConfig, build
+from ld3m.config.distill import INITS, differences, to_plain
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError, DataError
+from ld3m.priors import Prior, StyleGAN
+from ld3m.runs.folder import RunFolder
+from ld3m.runtime.devices import resolve_device
+
+_PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Opening(Generic[AnyConfig]):
+    """A run whose settings are known, its prior and data not yet loaded.
+
+    Args:
+        prior: the one that was passed as an object, else None.
+        folder: None for a run that is kept in memory only.
+    """
+
+    config: AnyConfig
+    data: object
+    data_name: str
+    prior: Prior | StyleGAN | None
+    folder: RunFolder | None
+    device: torch.device
+
+    def load_data(self, config: RunConfig) -> Dataset:
+        """Load the data as the settings say, with a test split where the run ends with an evaluation."""
+        dataset = data_room.load(self.data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+        if config.evaluate != "none" and dataset.test is None:
+            raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
+        return dataset
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready. `config` is resolved: it says everything that decides the outcome."""
+
+    config: RunConfig
+    data_name: str
+    dataset: Dataset
+    folder: RunFolder | None
+    device: torch.device
+
+    def stored_settings(self) -> dict[str, object]:
+        """Return what is stored with the set that is made: nothing that differs between equal runs."""
+        return {"data": self.data_name, **to_plain(self.config)}
+
+
+def open_run(
+    data: object,
+    settings: Mapping[str, object],
+    kind: type[AnyConfig],
+    *,
+    out: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> Opening[AnyConfig]:
+    """Check folder, settings and device, in this order; nothing is written yet."""
+    folder = open_folder(out, resume=resume, overwrite=overwrite)
+    if folder is None:
+        settings = _in_memory(settings)
+    elif data_room.would_read(data, folder.path):
+        raise ConfigError(
+            f"out {folder.path} lies in the data {data}, where it would be read as a class; choose an --out elsewhere"
+        )
+    settings, prior = _split_prior(_with_whole_paths(settings))
+    config = _stored_or_given(folder, settings, kind)
+    return Opening(config, data, _name_of(data), prior, folder, resolve_device(config.device))
+
+
+def open_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:
+    """Open the folder of a run; None for one that is kept in memory only."""
+    if out is not None:
+        return RunFolder(Path(out), resume=resume, overwrite=overwrite)
+    if resume or overwrite:
+        raise ConfigError("resume and overwrite need out=, the folder of the run")
+    return None
+
+
+def with_dtype(config: AnyConfig, device: torch.device, on_gpu: str = "bfloat16") -> AnyConfig:
+    """Fill the dtype of the prior's weights by the device where the settings leave it open."""
+    return replace(config, dtype=config.dtype or (on_gpu if device.type == "cuda" else "float32"))
+
+
+def _name_of(data: object) -> str:
+    """Return what stands for the data in a run's files: the whole path of a file or folder."""
+    if not isinstance(data, str | Path):
+        return f"<{type(data).__name__}>"
+    return str(Path(data).resolve()) if str(data) != "builtin" and Path(data).exists() else str(data)
+
+
+def _with_whole_paths(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings with paths from the root: a run can be resumed from another folder."""
+    return {
+        name: _name_of(value) if name in _PATHS and isinstance(value, str | Path) and value not in INITS else value
+        for name, value in settings.items()
+    }
+
+
+def _in_memory(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings of a run without a folder: it ends without evaluation, whose report would have no place."""
+    if settings.get("evaluate") not in (None, "none"):
+        raise ConfigError(
+            f"evaluate {settings['evaluate']!r} needs out=, where its report goes; or pass the result to ld3m.evaluate"
+        )
+    return {**settings, "evaluate": "none"}
+
+
+def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior | StyleGAN | None]:
+    """Take a loaded prior out of the settings; its name stands for it in what is stored, and it keeps its dtype."""
+    prior = settings.get("prior")
+    if not isinstance(prior, Prior | StyleGAN):
+        return settings, None
+    return settings | {"prior": prior.name, "dtype": settings.get("dtype") or prior.dtype}, prior
+
+
+def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], kind: type[AnyConfig]) -> AnyConfig:
+    """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
+    if folder is None or not folder.is_resumed:
+        return build(settings, kind())
+    _, stored = folder.stored(kind)
+    given = build({k: v for k, v in settings.items() if v is not None}, base=stored)
+    changed = differences(stored, given)
+    if changed:
+        raise ConfigError(
+            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or "
+            "start anew with another --out"
+        )
+    return stored
