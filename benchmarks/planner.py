@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import ld3m
+from ld3m.config import DistillConfig
 from ld3m.distillation.job import objective_of, prepare
-from ld3m.memory.plan import Plan, plan_memory
+from ld3m.memory import Plan, plan_memory
 from ld3m.runtime.devices import default_device
-from ld3m.spaces import ChainSettings, LatentSpace
+from ld3m.spaces import LatentSpace
 
 MB = 10**6
 # prior, steps, ipc, classes, guidance, share of the way from the smallest plan's peak to that of keeping everything
@@ -75,15 +76,15 @@ class _Box(list):
 def saved(prior: ld3m.priors.Prior, plan: Plan, steps: int, ipc: int, guidance_scale: float) -> int:
     """Render the images in flight, and go back, as planned; return the most bytes that autograd held."""
     images, side = plan.classes_in_flight * ipc, prior.native_resolution // prior.downsample
-    settings = {"guidance_scale": guidance_scale, "injection": "x0", "schedule": "linear", "noise": "fresh", "seed": 0}
-    chain = ChainSettings(steps, retain=plan.retain, micro_batch=plan.micro_batch, **settings) if steps else None
     space = LatentSpace(
         prior,
         torch.randn(images, prior.latent_channels, side, side, generator=torch.Generator().manual_seed(0)),
         prior.embed(torch.zeros(images, dtype=torch.int64)) if steps else None,
         learn=("latents", "conditioning"),
         resolution=prior.native_resolution,
-        chain=chain,
+        chain=DistillConfig(steps=steps, guidance_scale=guidance_scale) if steps else None,
+        retain=plan.retain,
+        micro_batch=plan.micro_batch,
         decoder_batch=plan.decoder_batch,
     )
     weights = {p.untyped_storage().data_ptr() for module in prior.modules() for p in module.parameters()}
@@ -113,7 +114,7 @@ def peak_rows(device: str) -> Iterator[dict[str, object]]:
         objective, plan = objective_of(job, progress=False), job.plan
         if share is not None:
             plan = _between(plan, share)
-            objective.hold(plan)
+            objective.apply_plan(plan)
         label = "planner/peak/" + "/".join(f"{k}={v}" for k, v in {**settings, "share": share}.items() if v is not None)
         resident = plan.planner.costs.resident if device == "cpu" else 0  # the CPU's is counted for the iteration alone
         measure = _cuda_peak if device == "cuda" else _cpu_peak

@@ -164,7 +164,7 @@ def test_ctrl_c_prints_the_command_to_go_on_with(small, ld3m_command, small_run,
 
 
 def test_ctrl_c_before_anything_is_written_names_no_command(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("ld3m.distillation.job.load_prior", lambda *_args, **_kwargs: interrupt())
+    monkeypatch.setattr("ld3m.spaces.base.load_prior", lambda *_args, **_kwargs: interrupt())
     status, _, err = small("--out", tmp_path / "run")
     assert (status, err.strip()) == (130, "interrupted")
     assert not (tmp_path / "run").exists()

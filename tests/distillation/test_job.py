@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 import ld3m
 from ld3m.data.coreset import kmeans_images
-from ld3m.distillation import job as preparation
 from ld3m.distillation.job import prepare
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
 from ld3m.priors import Execution
 from ld3m.runtime import seeds
+from ld3m.spaces import DiffusionSetup
 
 
 @pytest.fixture
@@ -96,9 +96,11 @@ def test_a_start_of_other_classes_is_refused(make, distill_small, tmp_path):
         make(init=given.path, space="pixel")
 
 
-@pytest.mark.parametrize("settings", [{"injection": "z0"}, {"schedule": "cubic"}])
+@pytest.mark.parametrize(
+    "settings", [{"injection": "z0"}, {"schedule": "cubic"}, {"space": "pixels"}, {"algorithm": "dd"}]
+)
 def test_names_are_checked_before_a_prior_is_opened(settings, make, monkeypatch):
-    monkeypatch.setattr(preparation, "_open_prior", None)
+    monkeypatch.setattr(DiffusionSetup, "open_prior", None)
     (name,) = settings
     with pytest.raises(ConfigError, match=rf"{name} is one of "):
         make(**settings)

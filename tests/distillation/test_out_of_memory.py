@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from ld3m.distillation import objectives
 from ld3m.distillation.objectives import ClassMatching, TrajectoryMatching
 from ld3m.errors import MemoryBudgetError
+from ld3m.matching import dm
 from ld3m.runtime.storage import load_tensors
 from ld3m.spaces import LatentSpace
 
@@ -27,7 +27,7 @@ def go(distill_small):
 def run_out(patch, error, *, iteration=1, times=1, after=1):
     """Raise in an iteration, `times` attempts in a row, when the gradients of `after` groups are there already."""
     state = {"iteration": -1, "left": times, "losses": 0}
-    backward, loss = ClassMatching.backward, objectives.dm_loss
+    backward, loss = ClassMatching.backward, dm.dm_loss
 
     def begin(self, number):
         state.update(iteration=number, losses=0)
@@ -41,7 +41,7 @@ def run_out(patch, error, *, iteration=1, times=1, after=1):
         return loss(*args, **kwargs)
 
     patch.setattr(ClassMatching, "backward", begin)
-    patch.setattr(objectives, "dm_loss", lossy)
+    patch.setattr(dm, "dm_loss", lossy)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -65,8 +65,10 @@ def test_gradients_of_finished_classes_are_dropped(go, monkeypatch, relative_err
     settings = {"memory_budget": 7_000_000, "retain": 0.0}
     expected = go(**settings)
     groups = []
-    hold = ClassMatching.hold
-    monkeypatch.setattr(ClassMatching, "hold", lambda self, plan: (groups.append(len(self._groups)), hold(self, plan)))
+    apply = ClassMatching.apply_plan
+    monkeypatch.setattr(
+        ClassMatching, "apply_plan", lambda self, plan: (groups.append(len(self._groups)), apply(self, plan))
+    )
     with monkeypatch.context() as patch:
         run_out(patch, MemoryError(), after=1)
         result = go(**settings)

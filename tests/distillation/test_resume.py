@@ -110,10 +110,12 @@ def test_interrupted_between_two_iterations(owner, name, after, go, whole, inter
     assert_resumed(go, tmp_path, whole["dm"])
 
 
-@pytest.mark.parametrize("name", ["draw_curves", "publish", "write_json"])
-def test_interrupted_while_finishing(name, go, whole, interrupt, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name"), [(distillation, "draw_curves"), (finishing, "publish"), (finishing, "write_json")]
+)
+def test_interrupted_while_finishing(owner, name, go, whole, interrupt, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, finishing, name, 0)
+        interrupt(patch, owner, name, 0)
         go(tmp_path)
     assert_resumed(go, tmp_path, whole["dm"])
     assert (tmp_path / "report.html").is_file()

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 import ld3m
-from ld3m.distillation import job as preparation
 from ld3m.evaluation import PROTOCOLS
 from ld3m.evaluation import finish as finishing
+from ld3m.spaces.latent import LatentSetup
 
 
 def test_measurements_of_a_run_that_has_ended_stay(distill_small, tmp_path):
@@ -45,14 +45,14 @@ def test_measurements_outlive_an_evaluation_that_is_broken_off(distill_small, tm
 
 
 def test_what_was_on_the_device_gives_way_to_the_evaluation(distill_small, tmp_path, monkeypatch):
-    spaces, alive, build = [], [], preparation._space
+    spaces, alive, build = [], [], LatentSetup.build
 
     def built(*arguments):
         space = build(*arguments)
         spaces.append(weakref.ref(space))
         return space
 
-    monkeypatch.setattr(preparation, "_space", built)
+    monkeypatch.setattr(LatentSetup, "build", built)
     monkeypatch.setattr(finishing, "evaluate", lambda *_, **__: alive.extend(ref() for ref in spaces))
     distill_small(out=tmp_path / "run", evaluate="quick", resolution=32)
     assert alive == [None]

@@ -11,13 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ld3m
+from ld3m.config import DistillConfig
 from ld3m.distillation.job import objective_of, prepare
 from ld3m.errors import ConfigError
+from ld3m.matching import Line
 from ld3m.memory import plan as memory
-from ld3m.memory.costs import Costs, Line
-from ld3m.memory.plan import DiffusionPlanner, Plan, Workload, is_out_of_memory, parse_bytes, plan_memory
+from ld3m.memory.costs import Costs, Workload
+from ld3m.memory.diffusion import DiffusionPlanner, plan_memory
+from ld3m.memory.plan import Plan, parse_bytes
+from ld3m.runtime.devices import is_out_of_memory
 from ld3m.runtime.footprint import Ledger, Pass
-from ld3m.spaces import ChainSettings, LatentSpace
+from ld3m.spaces import LatentSpace
 
 MB = 10**6
 
@@ -62,7 +66,7 @@ COSTS = Costs(
     decoding=Pass(300, 310, 330, 80), decoding_free=60, real=Line(10, 7), synthetic=Line(20, 30), gradients=3,
     cuts_real_batch=True,
 )  # fmt: skip
-WORK = Workload(steps=4, ipc=1, num_classes=10, real_batch=64, algorithm="dc")
+WORK = Workload(resolution=32, steps=4, ipc=1, num_classes=10, real_batch=64, algorithm="dc")
 
 
 def planner(costs=COSTS, retain=None, **work):
@@ -298,15 +302,15 @@ def test_saved_bytes_are_those_that_hooks_count(steps, ipc, classes, guidance, s
     whole = plan_memory(tiny_prior, **common, real_batch=1, guidance_scale=guidance, budget="1TB")
     plan = between(whole, share)
     images = plan.classes_in_flight * ipc
-    settings = {"guidance_scale": guidance, "injection": "x0", "schedule": "linear", "noise": "fresh", "seed": 0}
-    chain = ChainSettings(steps, retain=plan.retain, micro_batch=plan.micro_batch, **settings) if steps else None
     space = LatentSpace(
         tiny_prior,
         torch.randn(images, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
         tiny_prior.null_conditioning(images) if steps else None,
         learn=("latents", "conditioning"),
         resolution=16,
-        chain=chain,
+        chain=DistillConfig(steps=steps, guidance_scale=guidance) if steps else None,
+        retain=plan.retain,
+        micro_batch=plan.micro_batch,
         decoder_batch=plan.decoder_batch,
     )
     with saved_tensors(*tiny_prior.modules()) as count:
@@ -323,7 +327,7 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
     job = prepare(coloured, settings, out=None, resume=False, overwrite=False)
     plan = between(job.plan, share)
     objective = objective_of(job, progress=False)
-    objective.hold(plan)
+    objective.apply_plan(plan)
     objective.backward(0)  # makes the gradients of the parameters, which count as always there
     with Ledger() as ledger:
         objective.backward(1)
@@ -332,7 +336,7 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
 
 def test_graphs_hold_what_their_evaluations_take_throughout():
     """All of two steps of two images kept in graphs, where eager evaluations leave what their backward pass took."""
-    work = Workload(steps=2, ipc=1, num_classes=2, real_batch=1, algorithm="dm")
+    work = Workload(resolution=32, steps=2, ipc=1, num_classes=2, real_batch=1, algorithm="dm")
     plans = {}
     for is_graphed in (False, True):
         planning = DiffusionPlanner(replace(COSTS, is_graphed=is_graphed), work)

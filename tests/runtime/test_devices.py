@@ -11,7 +11,9 @@ def test_the_default_is_a_gpu_where_there_is_one(monkeypatch):
     for is_there, name in {True: "cuda", False: "cpu"}.items():
         monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
         assert default_device() == name
-    assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == resolve_device(None) == torch.device("cpu")  # the tests' default
+    assert (
+        resolve_device("cpu") == resolve_device(torch.device("cpu")) == resolve_device(None) == torch.device("cpu")
+    )  # the tests' default
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])

@@ -18,12 +18,13 @@ import ld3m
 from ld3m import chain
 from ld3m.chain import sample
 from ld3m.errors import ConfigError, DataError, InputError, MemoryBudgetError, NumericsError
+from ld3m.runs import opening
 from ld3m.runs.folder import RunFolder
 from ld3m.runs.result import Result
 from ld3m.runtime import storage
 from ld3m.sampling import SELECTORS
 from ld3m.sampling import dataset as synthesis
-from ld3m.sampling import job as synthesis_preparation
+from ld3m.sampling import job as sampling_job
 
 SETTINGS = {"class_ids": (0, 1, 2), "steps": 6, "stop": 3, "groups": 20, "evaluate": "none", "progress": False}
 
@@ -324,20 +325,20 @@ def test_weights_are_coarser_on_a_gpu(device, dtype, coloured, tiny_prior, tmp_p
         asked.append((device.type, dtype))
         return tiny_prior
 
-    monkeypatch.setattr(synthesis_preparation, "usable", lambda _name: torch.device(device))
-    monkeypatch.setattr(synthesis_preparation, "load_prior", load)
-    folder = RunFolder(tmp_path, resume=False, overwrite=False)
-    job = synthesis_preparation.prepare_sampling(coloured, {"class_ids": (0, 1, 2), "evaluate": "none"}, folder)
-    assert asked == [(device, getattr(torch, dtype))]
+    monkeypatch.setattr(opening, "resolve_device", lambda _name: torch.device(device))
+    monkeypatch.setattr(sampling_job, "load_prior", load)
+    settings, where = {"class_ids": (0, 1, 2)}, {"out": None, "resume": False, "overwrite": False}
+    job = sampling_job.prepare(coloured, settings, **where, scratch=tmp_path)
+    assert asked == [(device, dtype)]
     assert job.config.dtype == dtype
 
 
 _SLOW = """
 import sys, time
 from ld3m import cli
-from ld3m.sampling import dataset as synthesis
-log = synthesis.RunFolder.log
-synthesis.RunFolder.log = lambda *line: (log(*line), time.sleep(60))
+from ld3m.runs.folder import RunFolder
+log = RunFolder.log
+RunFolder.log = lambda *line: (log(*line), time.sleep(60))
 sys.exit(cli.main(sys.argv[1:]))
 """
 

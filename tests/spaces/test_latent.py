@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from ld3m.chain import reverse_chain
-from ld3m.spaces import ChainSettings, LatentSpace, latent
+from ld3m.config import DistillConfig
+from ld3m.memory import Plan
+from ld3m.spaces import LatentSpace, latent
 
-CHAIN = ChainSettings(
-    steps=3, guidance_scale=2.0, injection="x0", schedule="linear", noise="fresh", retain=0.5, micro_batch=2, seed=4
-)
+CHAIN = DistillConfig(steps=3, guidance_scale=2.0, seed=4)
 DRAW = torch.Generator().manual_seed(0)
 LATENTS = torch.randn(4, 3, 8, 8, generator=DRAW)
 CONDITIONING = torch.randn(4, 1, 8, generator=DRAW)
@@ -20,7 +20,9 @@ BOTH = ("latents", "conditioning")
 
 
 def space(prior, *, chain=CHAIN, learn=BOTH, resolution=16, conditioning=CONDITIONING):
-    return LatentSpace(prior, LATENTS, conditioning, learn=learn, resolution=resolution, chain=chain)
+    return LatentSpace(
+        prior, LATENTS, conditioning, learn=learn, resolution=resolution, chain=chain, retain=0.5, micro_batch=2
+    )
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_a_recomputed_decoder_gives_the_same_bits(decoder_batch, chain, tiny_pri
 
     def run(size):
         rendering = space(tiny_prior, chain=chain, conditioning=CONDITIONING if chain else None)
-        rendering.hold(retain=0.5, micro_batch=2, decoder_batch=size)
+        rendering.apply_plan(Plan(0.5, 2, 1, size, None))
         images = rendering.render(torch.tensor([3, 0, 2, 1]), (0,))
         images.backward(torch.linspace(-1, 1, images.numel()).view_as(images))
         return [images.detach(), *(parameter.grad for parameter in rendering.parameters.values())]
@@ -182,8 +184,10 @@ def test_a_recomputed_decoder_holds_one_batch_at_a_time(tiny_prior, saved_tensor
     assert peaks[1] == pytest.approx(peaks[None] / 4, rel=0.05)
 
 
-def test_what_is_held_may_change_and_the_rest_of_the_chain_stays(tiny_prior):
+def test_a_plan_changes_what_is_held_and_the_rest_of_the_chain_stays(tiny_prior, chains):
     rendering = space(tiny_prior)
-    rendering.hold(retain=0.25, micro_batch=3, decoder_batch=2)
-    assert rendering.chain == replace(CHAIN, retain=0.25, micro_batch=3)
-    assert rendering.decoder_batch == 2
+    rendering.apply_plan(Plan(0.25, 3, 1, 2, None))
+    assert rendering.chain == CHAIN
+    assert (rendering.retain, rendering.micro_batch, rendering.decoder_batch) == (0.25, 3, 2)
+    rendering.render(torch.arange(4), (0,))
+    assert (chains[0]["retain"], chains[0]["micro_batch"], chains[0]["steps"]) == (0.25, 3, 3)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import ld3m
-from ld3m.memory.costs import count_costs
+from ld3m.memory import Plan
+from ld3m.memory.costs import Workload, count_costs
 from ld3m.priors import Execution
 from ld3m.priors.frozen.graphs import CudaRecorder, GraphedDenoiser
 from ld3m.spaces import LatentSpace
@@ -173,7 +174,7 @@ def test_another_plan_lets_go_of_the_slots_of_the_one_before(graphed, eager):
     expected = run(eager, retain=1.0)
     run(graphed, retain=1.0)
     space = LatentSpace(graphed, torch.zeros(1, 3, 8, 8), None, learn=("latents",), resolution=16, chain=None)
-    space.hold(retain=0.0, micro_batch=1, decoder_batch=1)
+    space.apply_plan(Plan(0.0, 1, 1, 1, None))
     assert graphed.lean.graphs.num_slots == 0
     assert all(torch.equal(got, want) for got, want in zip(run(graphed), expected, strict=True))
     assert graphed.lean.graphs.num_slots == 1
@@ -181,10 +182,9 @@ def test_another_plan_lets_go_of_the_slots_of_the_one_before(graphed, eager):
 
 def test_costs_are_counted_without_graphs(graphed, eager):
     """A replay makes nothing and calls nothing that could be counted."""
-    work = {"algorithm": "dm", "network": "ConvNet", "width": 4, "num_classes": 2, "ipc": 1, "student_steps": 1}
-    settings = {"resolution": 16, "latent_size": 8, "has_chain": True, "guidance_scale": 3.0, **work}
-    expected = count_costs(eager, **settings)
-    assert count_costs(graphed, **settings) == replace(expected, is_graphed=True) and expected.chain.flops > 0
+    work = Workload(resolution=16, steps=1, ipc=1, num_classes=2, algorithm="dm", real_batch=1, width=4)
+    expected = count_costs(eager, work)
+    assert count_costs(graphed, work) == replace(expected, is_graphed=True) and expected.chain.flops > 0
     assert graphed.lean.graphs.num_slots == 0  # the prior itself stays as it is
 
 

@@ -1,4 +1,4 @@
-"""What a run in the space "glad" starts from, what it is refused for, and the run itself."""
+"""The start of a run in the space "glad", the reasons to refuse one, and the run itself."""
 
 import json
 import os
@@ -13,17 +13,15 @@ from safetensors.torch import load_file, save_file
 
 import ld3m
 from ld3m.config.distill import DistillConfig, resolve
-from ld3m.distillation import objectives
 from ld3m.distillation.job import objective_of, prepare
 from ld3m.distillation.loop import _Loop
 from ld3m.distillation.objectives import ClassMatching
 from ld3m.errors import ConfigError, InputError
+from ld3m.matching import dm
 from ld3m.priors import load_stylegan
-from ld3m.runtime.footprint import size_of
 from ld3m.runtime.storage import load_tensors
 from ld3m.spaces import GladSpace
-from ld3m.spaces import glad_start as glad_preparation
-from ld3m.spaces.glad_start import generator_name, plan_glad
+from ld3m.spaces.glad import generator_name
 
 SETTINGS = {"space": "glad", "algorithm": "dm", "iterations": 3, "width": 4, "real_batch": 4, "evaluate": "none"}
 
@@ -215,28 +213,6 @@ def test_the_loss_of_one_network_and_batch_falls(make):
     assert objective.backward(0) < 0.9 * before
 
 
-def test_the_plan_fits_its_budget(monkeypatch):
-    generator = load_stylegan("random:stylegan-32")
-    monkeypatch.setattr(glad_preparation, "saved_bytes", lambda module, call: 1000)
-    weights = size_of(generator)
-
-    def plan(budget: int, **settings) -> tuple:
-        config = DistillConfig(space="glad", memory_budget=weights + budget, **({"layer": 4} | settings))
-        found = plan_glad(config, generator, num_classes=10)
-        return found.retain, found.micro_batch, found.classes_in_flight, found.peak_bytes - weights
-
-    assert plan(20_000, algorithm="dm") == (1.0, 10, 10, 10_000)
-    assert plan(4_000, algorithm="dm") == (1.0, 4, 4, 4_000)  # classes are streamed
-    assert plan(4_000, algorithm="dm", ipc=6) == (0.0, 4, 1, 4_000)  # a class does not fit
-    assert plan(30_000, algorithm="mtt", ipc=5) == (0.28, 16, 10, 30_000)  # all at once
-    with pytest.raises(ConfigError, match=r"does not hold the weights of random:stylegan-32 and .* from layer 2 on"):
-        plan(999, algorithm="dm", layer=2)
-    assert plan(20_000, algorithm="dm", retain=0.4) == (0.4, 10, 10, 10_000)
-    assert plan(30_000, algorithm="mtt", ipc=5, retain=0.1) == (0.1, 16, 10, 21_000)
-    with pytest.raises(ConfigError, match=r"retain 0.5 keeps the activations of 25 images, and .* holds those of 14"):
-        plan(30_000, algorithm="mtt", ipc=5, retain=0.5)
-
-
 def test_a_small_budget_changes_nothing_but_memory(go):
     whole, small = go(ipc=3), go(ipc=3, memory_budget="4MB")
     assert (whole.config["retain"], small.config["retain"]) == (1.0, 0.0)
@@ -245,38 +221,20 @@ def test_a_small_budget_changes_nothing_but_memory(go):
 
 def test_an_iteration_that_runs_out_of_memory_is_repeated_with_less(go, monkeypatch, caplog):
     whole = go(ipc=3)
-    losses, held = objectives.dm_loss, []
+    losses, held = dm.dm_loss, []
 
     def lossy(*args, **kwargs):
         if not held:
             raise MemoryError
         return losses(*args, **kwargs)
 
-    hold = GladSpace.hold
-    monkeypatch.setattr(GladSpace, "hold", lambda self, **what: (held.append(what), hold(self, **what)))
-    monkeypatch.setattr(objectives, "dm_loss", lossy)
+    apply = GladSpace.apply_plan
+    monkeypatch.setattr(GladSpace, "apply_plan", lambda self, plan: (held.append(plan), apply(self, plan)))
+    monkeypatch.setattr(dm, "dm_loss", lossy)
     result = go(ipc=3)
-    assert [what["micro_batch"] for what in held] == [6]  # of nine images
+    assert [plan.micro_batch for plan in held] == [6]  # of nine images
     assert "out of memory in iteration 0; it is repeated with less: peak " in caplog.text
     torch.testing.assert_close(result.images, whole.images, atol=1e-3, rtol=0)
-
-
-def test_smaller_plans_end_at_one_image(monkeypatch):
-    generator = load_stylegan("random:stylegan-32")
-    monkeypatch.setattr(glad_preparation, "saved_bytes", lambda module, call: 1_000_000)
-    for algorithm, classes, retain in (("dm", 1, None), ("mtt", 10, None), ("mtt", 10, 0.8)):
-        settings = {"algorithm": algorithm, "layer": 4, "ipc": 2, "retain": retain, "memory_budget": "1GB"}
-        config = DistillConfig(space="glad", **settings)
-        plans = [plan_glad(config, generator, num_classes=10)]
-        while plans[-1] is not None:
-            plans.append(plans[-1].smaller())
-        peaks = [plan.peak_bytes for plan in plans[:-1]]
-        assert peaks == sorted(set(peaks), reverse=True)
-        last = plans[-2]
-        assert plans[0].slow_down == pytest.approx(1.1 if retain else 1.0)
-        assert last.slow_down == 1.5
-        assert (last.retain, last.micro_batch, last.classes_in_flight) == (0.0, 1, classes)
-        assert last.peak_bytes == size_of(generator) + 1_000_000
 
 
 def test_the_command_works_from_any_folder(tmp_path):
