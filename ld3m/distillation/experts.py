@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ def train_experts(
             raise ConfigError(f"{name} must be above 0, got {value}")
     require_writable(Path(folder), "choose another folder for the experts")
     device = resolve_device(device)
-    size = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
+    size: dict[str, Any] = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
     plan = networks.blueprint(network, width=width, **size)
     recipe = {
         "data": dataset.name,

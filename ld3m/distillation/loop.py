@@ -99,9 +99,8 @@ class _Loop:
         self.optimiser = torch.optim.SGD(
             [{"params": [parameter], "lr": lr} for _, parameter, lr in groups], lr=job.config.lr, momentum=_MOMENTUM
         )
-        stored = job.folder.load_checkpoint() if job.folder and job.folder.is_resumed else None
-        if stored is not None:
-            self._restore(*stored)
+        if job.folder is not None and job.folder.is_resumed and (stored := job.folder.load_checkpoint()) is not None:
+            self._restore(job.folder.path, *stored)
 
     def run(self, progress: bool) -> None:
         """Iterate to the end; whatever stops it, the last whole iteration is kept."""
@@ -133,7 +132,7 @@ class _Loop:
         while loss is None:
             self._plan_less(iteration)
             loss = self._backward(iteration)
-        norms = {f"grad_norm_{name}": float(p.grad.norm()) for name, p in self.parameters.items()}
+        norms = {f"grad_norm_{name}": _grad_norm(p) for name, p in self.parameters.items()}
         _require_finite({"loss": loss, **norms}, iteration)
         self.optimiser.step()
         self.job.space.project()
@@ -177,16 +176,16 @@ class _Loop:
             buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 state[f"momentum/{name}"] = buffer.clone()
-        if self.plan != self.job.plan:
+        if self.plan is not None and self.plan != self.job.plan:
             state[_BUDGET] = torch.tensor(self.plan.budget_bytes)
         return state
 
     @torch.no_grad()
-    def _restore(self, iteration: int, tensors: dict[str, Tensor]) -> None:
+    def _restore(self, folder: Path, iteration: int, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise CheckpointError(
-                    f"the checkpoint in {self.job.folder.path} has no {name} of shape {tuple(parameter.shape)}; the "
+                    f"the checkpoint in {folder} has no {name} of shape {tuple(parameter.shape)}; the "
                     "data or prior changed since. Start again with --overwrite"
                 )
             parameter.copy_(tensors[name])
@@ -197,6 +196,11 @@ class _Loop:
             self._apply_plan(self.plan.within(int(tensors[_BUDGET])))
         self.iteration = iteration
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
+
+
+def _grad_norm(parameter: Tensor) -> float:
+    assert parameter.grad is not None  # every parameter takes part in the loss
+    return float(parameter.grad.norm())
 
 
 def _require_finite(values: dict[str, float], iteration: int) -> None:

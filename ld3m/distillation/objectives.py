@@ -27,6 +27,7 @@ class Objective(Protocol):
 
     def backward(self, iteration: int) -> float:
         """Add this iteration's gradient to the parameters; return its loss."""
+        ...
 
     def apply_plan(self, plan: Plan) -> None:
         """Hold from now on what the plan says; losses and gradients stay, up to rounding."""

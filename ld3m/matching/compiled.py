@@ -19,6 +19,8 @@ def compiled(function: Callable) -> Callable:
     """
     # torch's own default is a temporary folder, which does not survive a restart of the machine.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "ld3m" / "compiled"))
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to import
+
     call = torch.compile(function, fullgraph=True, dynamic=False)
     failed = False
 
@@ -28,7 +30,7 @@ def compiled(function: Callable) -> Callable:
             try:
                 return call(*arguments, **options)
             # InductorError is a TorchDynamoException, too many shapes in one process is not.
-            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 failed = True
                 logger.warning("%s runs eager: it does not compile (%s)", function.__name__, str(error).splitlines()[0])
         return function(*arguments, **options)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def dc_loss(
     differentiate = torch.is_grad_enabled() and synthetic.requires_grad
     call = compiled(match) if compile else match
     losses, d_images = call(network, weights, target, synthetic.detach(), labels, metric, differentiate)
-    return with_gradients(losses, [synthetic], [d_images]) if differentiate else losses
+    return losses if d_images is None else with_gradients(losses, [synthetic], [d_images])
 
 
 def real_gradient(
@@ -157,7 +158,8 @@ def _cosine(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tenso
 
 def _mse(own: list[Tensor], target: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     differences = [a - b for a, b in zip(own, target, strict=True)]
-    return sum(d.square().flatten(1).sum(1) for d in differences), [2 * d for d in differences]
+    losses = cast(Tensor, sum(d.square().flatten(1).sum(1) for d in differences))
+    return losses, [2 * d for d in differences]
 
 
 METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]] = {

@@ -14,6 +14,7 @@ from torch's global generators, as always; `rng_state` and `replayed` give a sec
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,18 +85,18 @@ def directional(
 
     def slope(images: Tensor, moved: Weights) -> Tensor:
         slopes = grad(loss, argnums=1)(images, moved)
-        return sum((slopes[name] * direction[name]).sum() for name in direction)
+        return cast(Tensor, sum((slopes[name] * direction[name]).sum() for name in direction))
 
     with torch.no_grad():  # nothing outside the transforms records the pass
         if torch.compiler.is_compiling():  # no forward mode, see above; what is kept is the compiler's choice
             gradients, along = grad_and_value(slope, argnums)(images, moved)
         else:
             first_order = partial(grad_and_value(loss, argnums), images)
-            _, (gradients, along) = jvp(first_order, (moved,), (direction,))
+            gradients, along = jvp(first_order, (moved,), (direction,))[1]
     return along, gradients[0], gradients[1] if in_weights else None
 
 
-def over_classes(function: Callable, *stacked: object) -> object:
+def over_classes(function: Callable, *stacked: object) -> Any:
     """Call a function of one class for all rows of the arguments, tensors or dictionaries of them; stack its results.
 
     A single class is not batched, so that any network goes, whatever it draws or writes on its way.
@@ -123,7 +124,9 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as `once_differentiable` types it
+        ctx, cotangent: Tensor
+    ) -> tuple[Tensor | None, ...]:
         rows = [cotangent.reshape(cotangent.shape + (1,) * (g.ndim - cotangent.ndim)) for g in ctx.saved_tensors]
         return None, None, *(row * g for row, g in zip(rows, ctx.saved_tensors, strict=True))
 

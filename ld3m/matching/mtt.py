@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class _Step(NamedTuple):
 
     weights: Weights  # before the step
     labels: Tensor
-    index: Tensor
+    picks: Tensor
     pixels: Tensor  # the images of the batch
     views: Tensor  # ... augmented, with the graph of the augmentation alone
     rng: RngState | None
@@ -80,7 +80,7 @@ def mtt_loss(
     lr, labels = student_lr.detach(), labels.to(device)
     differentiate = torch.is_grad_enabled() and (images.requires_grad or student_lr.requires_grad)
 
-    forth, back = (compiled(f) if compile else f for f in (gradient, directional))
+    forth, back = (compiled(gradient), compiled(directional)) if compile else (gradient, directional)
     distance = _squared_distance(weights, goal)
     steps: list[_Step] = []
     for number, index in enumerate(batches):
@@ -112,7 +112,7 @@ def _way_back(
         with replayed(step.rng):
             slope, d_views, d_weights = back(step.weights, pull, step.views.detach(), step.labels, in_weights=exact)
         (d_pixels,) = torch.autograd.grad(step.views, step.pixels, -lr * d_views)
-        d_images.index_add_(0, step.index, d_pixels)
+        d_images.index_add_(0, step.picks, d_pixels)
         d_lr -= slope
         if exact:
             pull = {name: p - lr * d_weights[name] for name, p in pull.items()}
@@ -120,7 +120,7 @@ def _way_back(
 
 
 def _squared_distance(a: Weights, b: Weights) -> Tensor:
-    return sum((a[name] - b[name]).square().sum() for name in a)
+    return cast(Tensor, sum((a[name] - b[name]).square().sum() for name in a))
 
 
 def _trajectory_ends(network: nn.Module, start: Sequence[Tensor], target: Sequence[Tensor]) -> tuple[Weights, Weights]:

@@ -109,7 +109,9 @@ class Costs:
 def count_costs(prior: Prior, work: Workload) -> Costs:
     """Count on the prior's device."""
     is_graphed = prior.lean.graphs is not None
-    if is_graphed:  # a replay has its activations already, and its operations are not seen
+    if (
+        is_graphed and prior.lean.execution is not None
+    ):  # a replay has its activations already, and its operations are not seen
         prior = copy.copy(prior).streamline(replace(prior.lean.execution, cuda_graphs=False))
     device, side = prior.device, work.latent_size or work.resolution // prior.downsample
     latents = torch.zeros(1, prior.latent_channels, side, side, device=device, requires_grad=True)

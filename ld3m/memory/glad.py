@@ -13,6 +13,12 @@ from ld3m.priors import StyleGAN
 from ld3m.runtime.footprint import saved_bytes, size_of
 
 
+def layer_of(config: DistillConfig) -> int:
+    """Return the layer of the features, which every preset says for this space."""
+    assert config.layer is not None
+    return config.layer
+
+
 def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> Plan:
     """Choose how many images are made at once, and of what fraction of them the activations are kept.
 
@@ -21,14 +27,15 @@ def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> P
     Raises:
         ConfigError: not even one image fits, or not what is to be retained.
     """
-    spec = generator.layers[config.layer].spec
+    layer = layer_of(config)
+    spec = generator.layers[layer].spec
     features = torch.zeros(1, spec.in_channels, spec.in_size, spec.in_size, device=generator.device)
-    codes = torch.zeros(1, generator.num_codes - 1 - config.layer, generator.w_dim, device=generator.device)
+    codes = torch.zeros(1, generator.num_codes - 1 - layer, generator.w_dim, device=generator.device)
     leaves = features.requires_grad_(), codes.requires_grad_()
-    image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, config.layer))
+    image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, layer))
     planner = GladPlanner(
         name=generator.name,
-        layer=config.layer,
+        layer=layer,
         resident=size_of(generator),
         image_bytes=image_bytes,
         num_classes=num_classes,

@@ -136,7 +136,7 @@ def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: to
     if isinstance(given, StyleGAN):
         raise ConfigError(f"sampling takes a latent diffusion model as prior, got {given.name}; choose one that fits")
     options = {"config": config.prior_config} if config.prior_config else {}
-    prior = load_prior(given or config.prior, device=device, dtype=config.dtype, **options)
+    prior = load_prior(given or config.prior, device=device, dtype=config.dtype or "float32", **options)
     if prior.num_classes is None:
         raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
     return copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did

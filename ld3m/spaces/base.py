@@ -71,12 +71,13 @@ class DiffusionSetup:
     def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior:
         if isinstance(given, StyleGAN):
             raise ConfigError(
-                f"space {config.space!r} takes a latent diffusion model as prior, got {given.name}; choose one that fits"
+                f"space {config.space!r} takes a latent diffusion model as prior, got {given.name}; "
+                "choose one that fits"
             )
         switches = given.lean.execution if given else None  # those not named here stay as they are
         execution = replace(switches or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
         options = {"config": config.prior_config} if config.prior_config else {}
-        prior = load_prior(given or config.prior, device=device, dtype=config.dtype, **options)
+        prior = load_prior(given or config.prior, device=device, dtype=config.dtype or "float32", **options)
         return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
 
     def check(self, config: DistillConfig, prior: Prior) -> None:

@@ -8,7 +8,7 @@ from ld3m.config.distill import INITS, DistillConfig
 from ld3m.data import Dataset
 from ld3m.data.ranges import to_pixels
 from ld3m.errors import ConfigError
-from ld3m.memory.glad import plan_glad
+from ld3m.memory.glad import layer_of, plan_glad
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN, load_stylegan
 from ld3m.priors.classes import match_classes
@@ -79,13 +79,13 @@ class GladSetup:
     def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> StyleGAN:
         if isinstance(given, Prior):
             raise ConfigError(f"space 'glad' takes a StyleGAN as prior, got {given.name}; choose one that fits")
-        return load_stylegan(given or generator_name(config), device=device, dtype=config.dtype)
+        return load_stylegan(given or generator_name(config), device=device, dtype=config.dtype or "float32")
 
     def check(self, config: DistillConfig, prior: StyleGAN) -> None:
-        num_layers = len(prior.layers)
-        if not 0 <= config.layer < num_layers:
+        layer, num_layers = layer_of(config), len(prior.layers)
+        if not 0 <= layer < num_layers:
             raise ConfigError(
-                f"layer is from 0 to {num_layers - 1} for the {num_layers} layers of {prior.name}, got {config.layer}"
+                f"layer is from 0 to {num_layers - 1} for the {num_layers} layers of {prior.name}, got {layer}"
             )
         if config.prior_config is not None:
             raise ConfigError("prior_config goes with a CompVis checkpoint; space 'glad' reads shapes from the weights")
@@ -104,7 +104,7 @@ class GladSetup:
             prior,
             features,
             codes,
-            layer=config.layer,
+            layer=layer_of(config),
             learn=tuple(_LEARNT[name] for name in config.learn),
             resolution=config.resolution,
             retain=plan.retain,
@@ -123,10 +123,11 @@ def generator_name(config: DistillConfig) -> str:
 def initial_features(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Return (features, codes) in float32, of a random z an image, and of its class where the generator has classes."""
     num_images = dataset.train.num_classes * config.ipc
-    spec = generator.layers[config.layer].spec
+    layer = layer_of(config)
+    spec = generator.layers[layer].spec
     shapes = {
         "features": (num_images, spec.in_channels, spec.in_size, spec.in_size),
-        "codes": (num_images, generator.num_codes - 1 - config.layer, generator.w_dim),
+        "codes": (num_images, generator.num_codes - 1 - layer, generator.w_dim),
     }
     if config.init not in INITS:
         return _given(config.init, dataset, shapes, generator.device)
@@ -137,13 +138,13 @@ def initial_features(config: DistillConfig, generator: StyleGAN, dataset: Datase
         ids = torch.tensor(matched).repeat_interleave(config.ipc).to(generator.device)
     with torch.no_grad():
         codes = generator.map(z.to(generator.device), ids)
-        features = torch.cat([generator.features(part, config.layer) for part in codes.split(16)]).float()
+        features = torch.cat([generator.features(part, layer) for part in codes.split(16)]).float()
     features = features.nan_to_num(0.0, 5.0, -5.0).clamp(-10, 10)  # as GLaD does
     if config.init == "noise":
         noise = torch.randn(shapes["features"], generator=seeds.generator(config.seed, "initial features"))
         std, mean = torch.std_mean(features, dim=(1, 2, 3), keepdim=True)
         features = noise.to(features) * std + mean
-    return features, codes[:, 1 + config.layer :].float()
+    return features, codes[:, 1 + layer :].float()
 
 
 def _given(

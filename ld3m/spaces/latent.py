@@ -165,9 +165,11 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *cotangents: Tensor) -> tuple[None, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as `once_differentiable` types it
+        ctx, cotangent: Tensor
+    ) -> tuple[None, Tensor]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
         with torch.enable_grad():
             result = ctx.function(x)
-        (gradient,) = torch.autograd.grad(result, x, cotangents[0])
+        (gradient,) = torch.autograd.grad(result, x, cotangent)
         return None, gradient
