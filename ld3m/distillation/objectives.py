@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ld3m import networks
-from ld3m.config.distill import DistillConfig
+from ld3m.config import DistillConfig
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts
 from ld3m.matching import dc_loss, dm_loss, dsa, mtt_loss

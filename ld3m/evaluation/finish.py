@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ld3m.config.distill import RunConfig
+from ld3m.config import RunConfig
 from ld3m.data import Dataset
 from ld3m.distillation.job import Job
 from ld3m.evaluation import evaluate

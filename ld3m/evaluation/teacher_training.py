@@ -1,16 +1,17 @@
 """Training of a teacher on the real training images, by the same loop as every training of an evaluation."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ld3m import networks
+from ld3m.config import TeacherTraining
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, NumericsError
-from ld3m.evaluation.protocols import Protocol, Recipe, check_epochs
+from ld3m.evaluation.protocols import Protocol, Recipe
 from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalisedImages, accuracy, train
 from ld3m.runtime import seeds
@@ -19,28 +20,6 @@ from ld3m.runtime.storage import require_writable
 
 logger = logging.getLogger(__name__)
 _EMA_EPOCHS = 3  # over about so many epochs the weights are averaged
-
-
-@dataclass(frozen=True)
-class TeacherTraining:
-    """Settings of `ld3m teacher`."""
-
-    network: str = "ConvNet"
-    """Network to train, perhaps with a width suffix such as -w0.5."""
-    epochs: int = 15
-    """Passes over the training images, at least 2."""
-    lr: float = 0.03
-    """Highest learning rate (SGD with momentum, rising and falling once)."""
-    batch_size: int = 64
-    """Images a step."""
-    seed: int = 0
-    """Everything random follows from it."""
-
-    def __post_init__(self) -> None:
-        check_epochs(self.epochs, "epochs")
-        for name in ("lr", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 def train_teacher(

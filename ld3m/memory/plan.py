@@ -27,7 +27,7 @@ from typing import Protocol
 
 import torch
 
-from ld3m.config.distill import ALGORITHMS, one_of
+from ld3m.config import ALGORITHMS, one_of
 from ld3m.errors import ConfigError
 from ld3m.memory.costs import Costs, count_costs
 from ld3m.priors.base import Prior

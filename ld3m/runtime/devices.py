@@ -4,8 +4,9 @@ import gc
 
 import torch
 
-from ld3m.config.distill import DTYPES
 from ld3m.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}  # that settings may name
 
 
 def default_device() -> str:
@@ -32,7 +33,7 @@ def release_memory(device: torch.device) -> None:
 
 def precision(dtype: torch.dtype | str) -> torch.dtype:
     """Return the floating-point dtype, which may be given by its name; raise for what weights cannot have."""
-    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPES else dtype
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
     return found

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ld3m.chain import sample
-from ld3m.config.distill import takes, to_plain
+from ld3m.config import to_plain
+from ld3m.config.keywords import SampleKeywords, keywords_of
 from ld3m.distillation.job import in_memory
 from ld3m.errors import MemoryBudgetError, NumericsError
 from ld3m.memory.plan import is_out_of_memory
@@ -30,7 +32,7 @@ from ld3m.sampling.job import SampleJob, prepare_sampling
 logger = logging.getLogger(__name__)
 
 
-@takes(SampleConfig)
+@keywords_of(SampleConfig)
 def sample_dataset(
     data: object = "builtin",
     *,
@@ -38,7 +40,7 @@ def sample_dataset(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    **settings: object,
+    **settings: Unpack[SampleKeywords],
 ) -> Result:
     """Sample a few images per class from a prior, by statistics of the real ones (D3HR, arXiv 2505.18399).
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ld3m.config import one_of
 from ld3m.data import Dataset
 from ld3m.distillation.job import (
     check_latent_size,
@@ -29,7 +30,7 @@ from ld3m.runtime import seeds
 from ld3m.runtime.devices import usable
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import load_tensors
-from ld3m.sampling import ClassStatistics, SampleConfig, resolve
+from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
     settings, prior = split_prior(whole_paths(settings))
     data_name = name_of(data)
     config = stored_or_given(folder, settings, SampleConfig)
+    one_of(config.selector, "selector", SELECTORS)
     device = usable(config.device)
     config = replace(config, dtype=config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     prior = load_prior(

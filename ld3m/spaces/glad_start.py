@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ld3m.config.distill import STARTS, DistillConfig
+from ld3m.config import STARTS, DistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.memory.plan import IMAGES_IN_FLIGHT, Plan, budget_of, even_size, size_text

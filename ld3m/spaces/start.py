@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ld3m.config.distill import STARTS, DistillConfig
+from ld3m.config import STARTS, DistillConfig
 from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import DistillConfig
 from ld3m.errors import CheckpointError, ConfigError, Ld3mError
 from ld3m.runs import folder as runs
 from ld3m.runs.folder import RunFolder
