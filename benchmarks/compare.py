@@ -20,8 +20,8 @@ from statistics import fmean, stdev
 import yaml
 
 import ld3m
-from ld3m.evaluation import load_teacher
 from ld3m.config import EvaluateConfig
+from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
 from ld3m.evaluation.finish import versions
 from ld3m.evaluation.inputs import open_subject

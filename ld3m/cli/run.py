@@ -55,7 +55,9 @@ class RunCommand(Command):
         base = replace(base, settings=build(file, base.settings))
         # With the file's or the run's values as defaults, what differs was said on the command line.
         parsed = tyro.cli(cls, prog=prog, args=argv, default=base)
-        pairs = {f.name: (getattr(parsed.settings, f.name), getattr(base.settings, f.name)) for f in fields(base.settings)}
+        pairs = {
+            f.name: (getattr(parsed.settings, f.name), getattr(base.settings, f.name)) for f in fields(base.settings)
+        }
         said = {name: now for name, (now, before) in pairs.items() if now != before}
         data = parsed.data or stored_data or "builtin"
         stamp = time.strftime("%Y%m%d-%H%M%S")

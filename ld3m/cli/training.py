@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ld3m.cli.commands import Command, Flat, Positional
 from ld3m.config import DistillConfig, ExpertTraining, TeacherTraining, resolve
@@ -36,7 +37,7 @@ class ExpertsCommand(Command):
         training = self.training
         dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
         config = DistillConfig(algorithm="mtt", network=training.network, width=training.width)
-        options = vars(training) | {"width": resolve(config, self.resolution).width}
+        options: dict[str, Any] = vars(training) | {"width": resolve(config, self.resolution).width}
         train_experts(dataset, self.out, **options, device=self.device, progress=not self.quiet)
         print(f"{training.num_experts} experts in {self.out}")
 

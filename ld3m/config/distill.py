@@ -1,11 +1,11 @@
 """Settings of a distillation, their checks, and how what is left open is filled."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, cast
 
 from ld3m.config.checks import check_finite, check_fraction, check_positive, one_of
-from ld3m.config.fields import fits
+from ld3m.config.fields import fits, unset
 from ld3m.config.presets import PRESETS
 from ld3m.config.run import Dtype, RunConfig
 from ld3m.errors import ConfigError
@@ -97,6 +97,7 @@ class DistillConfig(RunConfig):
     """Attention of the prior: "auto" by device and shape, "sdpa", "xformers", "bmm"."""
     cuda_graphs: bool | None = None
     """Replay the denoiser as CUDA graphs (ld3m); on a GPU when not given."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.algorithm, "algorithm", ALGORITHMS)
@@ -132,21 +133,21 @@ class ResolvedDistillConfig(DistillConfig):
     (class_ids, holdout), and retain, which is planned when the data are known.
     """
 
-    resolution: int
-    dtype: Dtype
-    evaluate: str
-    preset: Preset
-    iterations: int
-    steps: int
-    lr: float
-    real_batch: int
-    num_experts: int
-    expert_training_epochs: int
-    expert_epochs: int
-    max_start_epoch: int
-    student_steps: int
-    compile: bool
-    cuda_graphs: bool
+    resolution: int = field(default_factory=unset)
+    dtype: Dtype = field(default_factory=unset)
+    evaluate: str = field(default_factory=unset)
+    preset: Preset = field(default_factory=unset)
+    iterations: int = field(default_factory=unset)
+    steps: int = field(default_factory=unset)
+    lr: float = field(default_factory=unset)
+    real_batch: int = field(default_factory=unset)
+    num_experts: int = field(default_factory=unset)
+    expert_training_epochs: int = field(default_factory=unset)
+    expert_epochs: int = field(default_factory=unset)
+    max_start_epoch: int = field(default_factory=unset)
+    student_steps: int = field(default_factory=unset)
+    compile: bool = field(default_factory=unset)
+    cuda_graphs: bool = field(default_factory=unset)
 
 
 _COUNTS = (
@@ -186,24 +187,24 @@ def resolve(config: DistillConfig, native_resolution: int, num_layers: int | Non
         del filled["width"]
     filled |= {"preset": name, "resolution": resolution, "dtype": "float32", "compile": False, "cuda_graphs": False}
     values = given | {key: value for key, value in filled.items() if given[key] is None}
-    for field in fields(ResolvedDistillConfig):
-        if values[field.name] is None and not fits(None, field.type):
+    for one in fields(ResolvedDistillConfig):
+        if values[one.name] is None and not fits(None, one.type):
             raise ConfigError(
-                f"preset {name!r} has no {field.name} for algorithm {config.algorithm!r} in space {config.space!r}; "
-                f"give {field.name}"
+                f"preset {name!r} has no {one.name} for algorithm {config.algorithm!r} in space {config.space!r}; "
+                f"give {one.name}"
             )
     return ResolvedDistillConfig(**values)
 
 
-def _preset(config: DistillConfig, name: Preset, resolution: int) -> dict[str, Any]:
+def _preset(config: DistillConfig, name: str, resolution: int) -> dict[str, Any]:
     """Return a preset's values for this space and algorithm."""
     preset: dict[str, Any] = dict(PRESETS[name])
     if name == "paper" and resolution >= 256:
         preset |= {"iterations": 10000, "steps": 20}
     preset |= preset.get(config.space, {})
-    known = {field.name for field in fields(config)}  # not the names of spaces
+    known = {one.name for one in fields(config)}  # not the names of spaces
     return {
-        key: value.get(config.algorithm) if isinstance(value, Mapping) else value
+        key: cast("Mapping[str, Any]", value).get(config.algorithm) if isinstance(value, Mapping) else value
         for key, value in preset.items()
         if key in known
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
@@ -22,9 +22,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+            value: Any = getattr(self, field.name)
+            if type(value) is list:
+                object.__setattr__(self, field.name, tuple(cast("list[object]", value)))
             if value is not None and (choices := choices_of(field.type)):
                 one_of(value, field.name, choices)
 
@@ -32,11 +32,19 @@ class Settings:
 Config = TypeVar("Config", bound=Settings)
 
 
-def choices_of(annotation: object) -> tuple[str, ...]:
+def choices_of(annotation: Any) -> tuple[str, ...]:
     """Return the words of a `Literal`, which None may stand beside; nothing for other types."""
     if typing.get_origin(annotation) is Literal:
         return typing.get_args(annotation)
-    return next(filter(None, map(choices_of, typing.get_args(annotation))), ()) if _is_union(annotation) else ()
+    for kind in typing.get_args(annotation) if _is_union(annotation) else ():
+        if choices := choices_of(kind):
+            return choices
+    return ()
+
+
+def unset() -> Any:
+    """Stand as default of a field that a resolved config must be given: its base has a default."""
+    raise TypeError("a setting is missing; resolve makes such a config")
 
 
 def build(settings: Mapping[str, object], base: Config) -> Config:
@@ -64,24 +72,26 @@ def differences(stored: Config, given: Config) -> list[str]:
 def read_yaml(path: Path) -> dict[str, object]:
     """Read settings from a YAML file of plain values; nothing in it is executed."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read ({error}); check the path") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path} is not plain YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config {path} holds names and values (name: value), got {type(content).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
+    settings = cast("dict[object, object]", content)
+    return {str(name).replace("-", "_"): value for name, value in settings.items()}
 
 
 def to_yaml(config: Settings, **more: object) -> str:
     """Return a config, and what else belongs beside it, as YAML."""
-    return yaml.safe_dump({**more, **to_plain(config)}, sort_keys=False)
+    return yaml.dump({**more, **to_plain(config)}, Dumper=yaml.SafeDumper, sort_keys=False)
 
 
 def to_plain(config: Settings) -> dict[str, object]:
     """Return a config's settings by name, as a file of settings has them: lists for tuples."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    settings: dict[str, Any] = dataclasses.asdict(config)
+    return {k: list(cast("tuple[object, ...]", v)) if type(v) is tuple else v for k, v in settings.items()}
 
 
 def fits(value: object, annotation: Any) -> bool:
@@ -92,7 +102,7 @@ def fits(value: object, annotation: Any) -> bool:
         return isinstance(value, str)  # which word it is, the config checks
     if typing.get_origin(annotation) is tuple:
         (kind, _) = typing.get_args(annotation)
-        return isinstance(value, tuple | list) and all(fits(item, kind) for item in value)
+        return isinstance(value, tuple | list) and all(fits(item, kind) for item in cast("list[object]", value))
     if isinstance(value, bool):
         return annotation is bool
     return isinstance(value, (int, float) if annotation is float else annotation)
@@ -101,7 +111,8 @@ def fits(value: object, annotation: Any) -> bool:
 def _plain(value: Any) -> object:
     """Spell a path, a torch device or dtype, or a NumPy number as a file of settings does."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_plain, value))
+        items = cast("list[object]", value)
+        return type(items)(map(_plain, items))
     if isinstance(value, Path) or type(value).__module__ == "torch":
         return str(value).removeprefix("torch.")
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "ndim", 1):

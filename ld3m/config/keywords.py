@@ -1,4 +1,4 @@
-"""The keywords of `distill`, `sample_dataset` and `evaluate`, for type checkers and editors: the fields of their configs.
+"""The keywords of `distill`, `sample_dataset` and `evaluate` for type checkers: the fields of their configs.
 
 A function may be given more than a file of settings holds, such as a loaded prior or a torch device.
 """

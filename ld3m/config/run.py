@@ -35,6 +35,7 @@ class RunConfig(Settings):
     """Refuse images that cannot be read instead of skipping them with a count."""
     evaluate: str | None = None
     """Protocol run at the end: "quick" (the default below 128 px), "glad-hard" (from there on), or "none"."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts("ipc", "resolution")

@@ -1,10 +1,11 @@
 """Settings of a data set that is sampled from a prior instead of optimised."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ld3m.config.checks import check_finite
+from ld3m.config.fields import unset
 from ld3m.config.run import Dtype, RunConfig
 from ld3m.errors import ConfigError
 
@@ -70,16 +71,21 @@ class ResolvedSampleConfig(SampleConfig):
     Open stays real_images, None where all are used.
     """
 
-    resolution: int
-    dtype: Dtype
-    evaluate: str
+    resolution: int = field(default_factory=unset)
+    dtype: Dtype = field(default_factory=unset)
+    evaluate: str = field(default_factory=unset)
 
 
 def resolve(config: SampleConfig, native_resolution: int) -> ResolvedSampleConfig:
     """Fill what is left to the resolution; `real_images` stays None where all are used."""
-    resolution, given = config.resolution or native_resolution, vars(config)
+    resolution = config.resolution or native_resolution
+    given: dict[str, Any] = vars(config)
     is_small = resolution < 128
-    filled = {"resolution": resolution, "dtype": "float32", "evaluate": "quick" if is_small else "glad-hard"}
+    filled: dict[str, Any] = {
+        "resolution": resolution,
+        "dtype": "float32",
+        "evaluate": "quick" if is_small else "glad-hard",
+    }
     if is_small:
         filled["real_images"] = max(_REAL_IMAGES, config.ipc)
     return ResolvedSampleConfig(**given | {key: value for key, value in filled.items() if given[key] is None})

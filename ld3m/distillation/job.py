@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from ld3m import config as configuration
 from ld3m import data as data_room
 from ld3m import networks
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
-from ld3m import config as configuration
 from ld3m.config import STARTS, Config, DistillConfig, RunConfig
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts, load_experts, train_experts

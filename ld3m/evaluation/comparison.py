@@ -115,7 +115,7 @@ def evaluate(
     return report
 
 
-def _teacher(given: object, protocol: Protocol, baselines: Sequence[str]) -> Teacher | None:
+def _teacher(given: Teacher | str | Path | None, protocol: Protocol, baselines: Sequence[str]) -> Teacher | None:
     if protocol.labels == "hard":
         if given is not None:
             raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
@@ -266,7 +266,9 @@ class Comparison:
     def _warn_of_short_training(self, accuracies: Mapping[Training, list[float]]) -> None:
         """Say where all real images teach no more than a few: rates made for a few images can be too low for them."""
         for full in (training for training in self.extra if training.set == robustness.FULL):
-            few = fmean(accuracies[Training("random", full.network, repeat)][-1] for repeat in range(self.config.repeats))
+            few = fmean(
+                accuracies[Training("random", full.network, repeat)][-1] for repeat in range(self.config.repeats)
+            )
             if accuracies[full][-1] <= few:
                 logger.warning(
                     "lrs of %s says nothing: all real images give %.1f %%, random ones of the set's size %.1f %%; "
@@ -308,7 +310,7 @@ class Comparison:
             "resolution": self.data.resolution,
             "images_per_class": most if fewest == most else f"{fewest} to {most}",
             "train_images": len(self.data.train),
-            "test_images": len(self.data.test),
+            "test_images": len(self.data.test or ()),
             "mean": self.data.mean.tolist(),
             "std": self.data.std.tolist(),
         }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ld3m.config import check_epochs, one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation.augmentation import AUGMENTATIONS
+from ld3m.networks import base_name
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,6 @@ def ema_decay(update: int, limit: float) -> float:
     The law of ema-pytorch 0.8.3 with power 1; the first update copies.
     """
     return min(limit, 1 - 1 / update)
-
-
-def base_name(network: str) -> str:
-    """Return a network's name without width suffix: "AlexNet-w0.5" and "AlexNetCIFAR" are AlexNets."""
-    return network.partition("-")[0].removesuffix("CIFAR")
 
 
 def find(protocol: str | Protocol) -> Protocol:

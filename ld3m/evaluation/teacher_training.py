@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -50,7 +51,7 @@ def train_teacher(
     recipe = Recipe(training.lr, training.epochs, 1 - 1 / _EMA_EPOCHS)
     protocol = Protocol("teacher", (training.network,), {training.network: recipe}, batch=training.batch_size)
     generator, device = seeds.generator(training.seed, "teacher"), usable(device)
-    size = {"num_classes": len(data.class_names), "resolution": data.resolution}
+    size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
     network = networks.build(training.network, generator=generator, **size).to(device)
     images, labels = NormalisedImages(data.train.images, data, device), data.train.labels.to(device)
     with (
@@ -65,8 +66,8 @@ def train_teacher(
     if data.test is not None and len(data.test):
         about["test_accuracy"] = accuracy(network, data)
     network.eval().requires_grad_(False)
-    size = training.network, data.class_names, data.resolution
-    teacher = Teacher(network, *size, data.mean, data.std, data.name, data.fingerprint, about)
+    kind = training.network, data.class_names, data.resolution
+    teacher = Teacher(network, *kind, data.mean, data.std, data.name, data.fingerprint, about)
     teacher.save(out)
     logger.info("%s: %s", teacher.name, f"{about.get('test_accuracy', float('nan')):.1f} % on the test images")
     return teacher
