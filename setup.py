@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
-VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "ld3m/__init__.py").read_text(encoding="utf-8"))[1]
+VERSION = re.findall(r'__version__ = "(.+?)"', (ROOT / "ld3m/__init__.py").read_text(encoding="utf-8"))[0]
 
 
 class NinjaBuild(build_ext):
@@ -112,18 +112,47 @@ def _extensions() -> list[Extension]:
     return [Extension("ld3m._C", sources, depends=headers, optional="1" not in wanted)]
 
 
+TEST = [
+    "triton; sys_platform == 'linux'",  # its interpreter runs the kernels on a CPU
+    "pytest",
+    "pytest-benchmark",  # regression tests that count work
+    "pytest-cov",  # what no test reaches
+    "hypothesis",  # laws over many inputs
+    "datasets",  # as a source of data
+    "pyright==1.1.414",  # what type checkers see of the keywords
+    "setuptools>=77",  # with the next two, to build a clone without isolation, and so without a network
+    "pybind11>=2.13",
+    "ninja",
+]
+
 setup(
     name="ld3m",
     version=VERSION,
     description="Distil an image data set into a few synthetic images per class through a frozen diffusion model",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The ld3m authors",
+    url="https://github.com/ld3m/ld3m",
+    project_urls={"Paper": "https://arxiv.org/abs/2403.03881"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     license="MIT",
     license_files=["LICENSE", "ld3m/data/embedded/LICENSE"],
     python_requires=">=3.11",
     packages=["ld3m.kernels", *find_packages(include=["ld3m", "ld3m.*"], exclude=["ld3m.kernels*"])],
     package_dir={"ld3m.kernels": "kernels"},
     package_data={
+        "ld3m": ["py.typed", "_C.pyi"],
         "ld3m.data": ["ilsvrc.txt", "embedded/*"],
         "ld3m.priors": ["embedded/*", "embedded/*/*"],
     },
@@ -142,16 +171,17 @@ setup(
     extras_require={
         "data": ["datasets"],  # Hugging Face data sets
         "xformers": ["xformers; sys_platform == 'linux'"],  # attention="xformers", for comparison: never needed
-        "test": [
-            "triton; sys_platform == 'linux'",
-            "pytest",
-            "pytest-benchmark",
-            "pytest-cov",
-            "hypothesis",
-            "datasets",
-            "setuptools>=77",  # with the next two, to build a clone without isolation, and so without a network
-            "pybind11>=2.13",
-            "ninja",
+        "test": TEST,
+        "dev": [
+            *TEST,
+            "ruff==0.17.6",  # lint and format
+            "pyright==1.1.414",  # types
+            "import-linter==2.17",  # which room may import which
+            "pre-commit==4.6.0",  # the three above before each commit
+        ],
+        "docs": [
+            "mkdocs-material",  # the pages
+            "mkdocstrings[python]",  # the API reference from docstrings
         ],
     },
     entry_points={"console_scripts": ["ld3m = ld3m.cli:main"]},

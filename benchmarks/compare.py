@@ -20,6 +20,7 @@ from statistics import fmean, stdev
 import yaml
 
 import ld3m
+from ld3m.config import EvaluateConfig
 from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
 from ld3m.evaluation.inputs import open_subject
@@ -105,8 +106,8 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
     teacher = load_teacher(arguments.teacher) if arguments.teacher else None
     protocol = find(arguments.protocol).with_labels("soft" if teacher else None).with_dtype(arguments.dtype)
     device = resolve_device(None)
-    comparison = Comparison(result, dataset, protocol, (network,), arguments.repeats, 0, device, teacher, (), 20)
-    comparison.add_baselines(baselines)
+    config = EvaluateConfig(networks=(network,), repeats=arguments.repeats, baselines=baselines)
+    comparison = Comparison(result, dataset, protocol, config, device, teacher)
     finished = Progress(out, comparison.key())
     comparison.run(finished, device.type != "cpu", show=False)
     return comparison.report(finished.accuracies, 0.0)

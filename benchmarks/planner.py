@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import ld3m
-from ld3m.config import DistillConfig
+from ld3m.config import DistillConfig, resolve
 from ld3m.distillation.job import objective_of, prepare
 from ld3m.memory import Plan, plan_memory
 from ld3m.runtime.devices import default_device
@@ -82,7 +82,7 @@ def saved(prior: ld3m.priors.Prior, plan: Plan, steps: int, ipc: int, guidance_s
         prior.embed(torch.zeros(images, dtype=torch.int64)) if steps else None,
         learn=("latents", "conditioning"),
         resolution=prior.native_resolution,
-        chain=DistillConfig(steps=steps, guidance_scale=guidance_scale) if steps else None,
+        chain=resolve(DistillConfig(steps=steps, guidance_scale=guidance_scale), 32) if steps else None,
         retain=plan.retain,
         micro_batch=plan.micro_batch,
         decoder_batch=plan.decoder_batch,

@@ -1,6 +1,24 @@
 """Distil an image data set into a few synthetic images per class through a frozen latent diffusion model."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
+    from ld3m import chain as chain
+    from ld3m import config as config
+    from ld3m import data as data
+    from ld3m import evaluation as evaluation
+    from ld3m import matching as matching
+    from ld3m import networks as networks
+    from ld3m import priors as priors
+    from ld3m.chain import invert, reverse_chain, sample
+    from ld3m.distillation.loop import distill
+    from ld3m.evaluation import evaluate
+    from ld3m.memory import plan_memory
+    from ld3m.priors import load_prior
+    from ld3m.runs.exporting import export
+    from ld3m.runs.result import Result, load
+    from ld3m.sampling.dataset import sample_dataset
 
 __version__ = "0.1.0"
 
@@ -19,7 +37,10 @@ _HOMES = {
     "sample_dataset": "ld3m.sampling.dataset",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Result", "__version__", "distill", "evaluate", "export", "invert", "load", "load_prior", "plan_memory",
+    "reverse_chain", "sample", "sample_dataset",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,17 @@
 """Settings of every command: what a user may say, presets for the rest, and checks of both."""
 
-from ld3m.config.distill import PRESETS, Config, DistillConfig, RunConfig, build, one_of, read_yaml, resolve, to_yaml
-from ld3m.config.sample import SampleConfig
+from ld3m.config.checks import check_count, check_epochs, check_finite, check_fraction, check_positive, is_count, one_of
+from ld3m.config.distill import INITS, DistillConfig, ResolvedDistillConfig, resolve
+from ld3m.config.evaluate import EvaluateConfig
+from ld3m.config.fields import Config, Settings, build, differences, read_yaml, to_plain, to_yaml
+from ld3m.config.presets import PRESETS
+from ld3m.config.run import RunConfig
+from ld3m.config.sample import ResolvedSampleConfig, SampleConfig
+from ld3m.config.training import ExpertTraining, TeacherTraining
 
 __all__ = [
-    "PRESETS", "Config", "DistillConfig", "RunConfig", "SampleConfig", "build", "one_of", "read_yaml", "resolve",
-    "to_yaml",
+    "INITS", "PRESETS", "Config", "DistillConfig", "EvaluateConfig", "ExpertTraining",
+    "ResolvedDistillConfig", "ResolvedSampleConfig", "RunConfig", "SampleConfig", "Settings", "TeacherTraining",
+    "build", "check_count", "check_epochs", "check_finite", "check_fraction", "check_positive", "differences",
+    "is_count", "one_of", "read_yaml", "resolve", "to_plain", "to_yaml",
 ]  # fmt: skip

@@ -1,13 +1,14 @@
 """Settings of a data set that is sampled from a prior instead of optimised."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ld3m.config.distill import RunConfig, one_of
+from ld3m.config.checks import check_finite
+from ld3m.config.fields import unset
+from ld3m.config.run import Dtype, RunConfig
 from ld3m.errors import ConfigError
-from ld3m.ops.group_select import WEIGHTS
 
-SELECTORS = ("group", "moments", "random", "kmeans")
 _REAL_IMAGES = 100  # of a class of small images, so that two CPU cores invert the embedded set within minutes
 
 
@@ -27,9 +28,9 @@ class SampleConfig(RunConfig):
     """Classifier-free guidance of the sampling."""
     groups: int = 100_000
     """Candidate groups of a class (group)."""
-    weights: tuple[float, ...] = WEIGHTS
+    weights: tuple[float, ...] = (1.0, 1.0, 0.1)
     """Of a group's deviation in mean, in standard deviation, and of its skewness (group)."""
-    compat: str | None = None
+    compat: Literal["d3hr"] | None = None
     """"d3hr" draws and pairs noise levels as the published code does."""
     real_images: int | None = None
     """Real images of a class that are used at most; 100 below 128 px when not given, all from there on."""
@@ -40,13 +41,9 @@ class SampleConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self.selector, "selector", SELECTORS)
-        if self.compat is not None:
-            one_of(self.compat, "compat", ("d3hr",))
-        self.require_counts("groups", "real_images", "micro_batch")
+        self.check_counts("groups", "real_images", "micro_batch")
         for name in ("inversion_guidance", "guidance_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} is a finite number, got {getattr(self, name)!r}")
+            check_finite(getattr(self, name), name)
         if len(self.weights) != 3 or any(not (math.isfinite(weight) and weight >= 0) for weight in self.weights):
             raise ConfigError(
                 f"weights are three numbers, 0 or more, for mean, standard deviation and skewness; got {self.weights}"
@@ -67,11 +64,28 @@ class SampleConfig(RunConfig):
             )
 
 
-def resolve(config: SampleConfig, native_resolution: int) -> SampleConfig:
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSampleConfig(SampleConfig):
+    """Settings of a sampled data set of which nothing is left open that every run needs; `resolve` makes them.
+
+    Open stays real_images, None where all are used.
+    """
+
+    resolution: int = field(default_factory=unset)
+    dtype: Dtype = field(default_factory=unset)
+    evaluate: str = field(default_factory=unset)
+
+
+def resolve(config: SampleConfig, native_resolution: int) -> ResolvedSampleConfig:
     """Fill what is left to the resolution; `real_images` stays None where all are used."""
     resolution = config.resolution or native_resolution
+    given: dict[str, Any] = vars(config)
     is_small = resolution < 128
-    filled = {"resolution": resolution, "evaluate": "quick" if is_small else "glad-hard"}
+    filled: dict[str, Any] = {
+        "resolution": resolution,
+        "dtype": "float32",
+        "evaluate": "quick" if is_small else "glad-hard",
+    }
     if is_small:
         filled["real_images"] = max(_REAL_IMAGES, config.ipc)
-    return replace(config, **{key: value for key, value in filled.items() if getattr(config, key) is None})
+    return ResolvedSampleConfig(**given | {key: value for key, value in filled.items() if given[key] is None})

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ld3m import networks
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
-from ld3m.config import DistillConfig, one_of, resolve
-from ld3m.config.distill import INITS
+from ld3m.config import INITS, DistillConfig, ResolvedDistillConfig, one_of, resolve
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts, load_experts, train_experts
 from ld3m.distillation.objectives import ClassMatching, Objective, TrajectoryMatching
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Job(Run):
     """A distillation ready to run."""
 
-    config: DistillConfig
+    config: ResolvedDistillConfig
     space: Space
     plan: Plan | None
 
@@ -42,15 +41,15 @@ def prepare(
 ) -> Job:
     """Check settings, folder, prior and data, in this order, and build what the loop needs."""
     opening = open_run(data, settings, DistillConfig, out=out, resume=resume, overwrite=overwrite)
-    config, folder, device = opening.config, opening.folder, opening.device
+    asked, folder, device = opening.config, opening.folder, opening.device
     _check_names(opening)
-    setup = SPACES[config.space]
-    config = with_dtype(config, device, setup.gpu_dtype)
-    config = replace(config, compile=device.type == "cuda" if config.compile is None else config.compile)
-    prior = setup.open_prior(config, opening.prior, device)
+    setup = SPACES[asked.space]
+    asked = with_dtype(asked, device, setup.gpu_dtype)
+    asked = replace(asked, compile=device.type == "cuda" if asked.compile is None else asked.compile)
+    prior = setup.open_prior(asked, opening.prior, device)
     has_graphs = setup.has_chain and isinstance(prior, Prior) and prior.lean.graphs is not None
     num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
-    config = resolve(replace(config, cuda_graphs=has_graphs), prior.native_resolution, num_layers)
+    config = resolve(replace(asked, cuda_graphs=has_graphs), prior.native_resolution, num_layers)
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
     check_protocol(config.evaluate, config.resolution)
     setup.check(config, prior)
@@ -95,7 +94,7 @@ def objective_of(job: Job, progress: bool) -> Objective:
     return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device)
 
 
-def _check_experts(config: DistillConfig, dataset: Dataset, folder: RunFolder | None) -> None:
+def _check_experts(config: ResolvedDistillConfig, dataset: Dataset, folder: RunFolder | None) -> None:
     """Refuse experts that cannot serve before the run's folder is touched, and before any are trained."""
     needed = config.max_start_epoch - 1 + config.expert_epochs
     if config.experts is not None:
@@ -109,7 +108,7 @@ def _check_experts(config: DistillConfig, dataset: Dataset, folder: RunFolder | 
         )
 
 
-def _open_experts(folder: str | Path, config: DistillConfig, dataset: Dataset) -> Experts:
+def _open_experts(folder: str | Path, config: ResolvedDistillConfig, dataset: Dataset) -> Experts:
     return load_experts(
         folder,
         network=config.network,

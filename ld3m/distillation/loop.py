@@ -5,12 +5,14 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ld3m.config.distill import DistillConfig, takes
+from ld3m.config import DistillConfig
+from ld3m.config.keywords import DistillKeywords, keywords_of
 from ld3m.distillation.job import Job, objective_of, prepare
 from ld3m.distillation.objectives import Objective, rows_of
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
@@ -29,7 +31,7 @@ _CHECKPOINT_SECONDS = 5.0
 _BUDGET = "budget"  # in a checkpoint: what was planned with after memory ran out, so that a resumed run does the same
 
 
-@takes(DistillConfig)
+@keywords_of(DistillConfig)
 def distill(
     data: object = "builtin",
     *,
@@ -37,7 +39,7 @@ def distill(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    **settings: object,
+    **settings: Unpack[DistillKeywords],
 ) -> Result:
     """Distil a data set into a few images per class and, as the protocol says, evaluate them.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ld3m import networks
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts
 from ld3m.matching import LOSSES, dsa, mtt_loss
@@ -44,7 +44,7 @@ class ClassMatching:
         self,
         space: Space,
         dataset: Dataset,
-        config: DistillConfig,
+        config: ResolvedDistillConfig,
         *,
         classes_in_flight: int,
         real_chunk: int | None = None,
@@ -107,7 +107,7 @@ class TrajectoryMatching:
     STUDENT_LR_LR = 1e-6  # README of the released code; SGD with the same momentum as the latents
 
     def __init__(
-        self, space: Space, dataset: Dataset, config: DistillConfig, *, experts: Experts, device: torch.device
+        self, space: Space, dataset: Dataset, config: ResolvedDistillConfig, *, experts: Experts, device: torch.device
     ) -> None:
         self.space, self.dataset, self.config, self.experts, self.device = space, dataset, config, experts, device
         student_lr = torch.tensor(float(config.student_lr), device=device, requires_grad=True)
@@ -170,7 +170,7 @@ def rows_of(labels: Tensor, ipc: int) -> Tensor:
     return (labels[:, None] * ipc + torch.arange(ipc)).flatten()  # (C,) -> (C · ipc,)
 
 
-def _network(config: DistillConfig, dataset: Dataset, generator: torch.Generator) -> torch.nn.Module:
+def _network(config: ResolvedDistillConfig, dataset: Dataset, generator: torch.Generator) -> torch.nn.Module:
     return networks.build(
         config.network,
         num_classes=dataset.train.num_classes,

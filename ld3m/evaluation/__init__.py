@@ -1,11 +1,11 @@
 """How well networks do on real test images after training on a distilled set, beside real images of the same number."""
 
+from ld3m.config import TeacherTraining as TeacherTraining
 from ld3m.evaluation.comparison import evaluate as evaluate
 from ld3m.evaluation.protocols import PROTOCOLS as PROTOCOLS
 from ld3m.evaluation.protocols import Protocol as Protocol
 from ld3m.evaluation.teacher import Teacher as Teacher
 from ld3m.evaluation.teacher import load_teacher as load_teacher
-from ld3m.evaluation.teacher_training import TeacherTraining as TeacherTraining
 from ld3m.evaluation.teacher_training import train_teacher as train_teacher
 from ld3m.runs.report import Report as Report
 from ld3m.runs.report import save_report as save_report

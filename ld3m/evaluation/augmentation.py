@@ -45,7 +45,7 @@ def draw_boxes(count: int, side: int, generator: torch.Generator) -> tuple[Tenso
     Of ten draws the first that fits into the square is taken; where none does, the whole square is.
     """
     area = side**2 * _uniform((count, TRIES), *AREA, generator)
-    ratio = _uniform((count, TRIES), *map(math.log, RATIO), generator).exp()
+    ratio = _uniform((count, TRIES), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()]).round().long().clamp_min(1)  # height, width
     fits = (sizes <= side).all(0)  # (count, TRIES)
     first = fits.long().argmax(1)

@@ -6,8 +6,10 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -15,13 +17,15 @@ from tqdm import tqdm
 
 import ld3m
 from ld3m import networks as zoo
+from ld3m.config import EvaluateConfig, build
+from ld3m.config.keywords import EvaluateKeywords, keywords_of
 from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
 from ld3m.evaluation.inputs import open_subject
 from ld3m.evaluation.progress import Progress
-from ld3m.evaluation.protocols import Protocol, check_epochs, find
+from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.teacher import Teacher, load_teacher
 from ld3m.evaluation.training import NormalisedImages, has_dropout, train_and_test
@@ -37,24 +41,15 @@ logger = logging.getLogger(__name__)
 BASELINES = {"random": (random_images, True), "kmeans": (kmeans_images, False)}
 
 
+@keywords_of(EvaluateConfig, but=("protocol", "teacher"))
 def evaluate(
     result_or_folder: Result | str | Path | tuple[Tensor, Tensor],
     data: object,
     *,
-    protocol: str | Protocol = "glad-hard",
-    networks: Sequence[str] | None = None,
-    repeats: int = 5,
-    epochs: int | None = None,
-    baselines: Sequence[str] = ("random", "kmeans"),
-    labels: str | None = None,
+    protocol: str | Protocol = EvaluateConfig.protocol,
     teacher: Teacher | str | Path | None = None,
-    scores: Sequence[str] = (),
-    full_epochs: int = 20,
-    dtype: torch.dtype | str | None = None,
-    together: bool | None = None,
-    device: torch.device | str | None = None,
-    seed: int = 0,
     progress: bool = True,
+    **settings: Unpack[EvaluateKeywords],
 ) -> Report:
     """Measure how well networks do on real test images after training on a distilled set.
 
@@ -66,6 +61,8 @@ def evaluate(
         result_or_folder: a Result, the output folder of a distillation, or images (N, 3, H, H) in [0, 1] with labels.
         data: what `ld3m.data.load` reads: the data the set was distilled from.
         protocol: "glad-hard", "quick", "rded", or a Protocol.
+        teacher: of soft labels: a Teacher, or the file of one.
+        progress: show a bar.
         networks: names, perhaps with a width suffix; by default the protocol's.
         repeats: trainings of each network on each set, each from fresh weights.
         epochs: length of a training, at least 2; by default the protocol's.
@@ -73,7 +70,6 @@ def evaluate(
             "kmeans" (nearest to the k-means centres of the class).
         labels: "hard", or "soft": a teacher's answers to every batch as it was augmented; by default the protocol's.
             Soft labels need "random" among the baselines.
-        teacher: of soft labels: a Teacher, or the file of one.
         scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
         full_epochs: length, at least 2, of the one training of each network on all real images that "lrs" needs.
         dtype: "float32", or "bfloat16" for layers under autocast: convolutions and matrix products, and between them
@@ -81,7 +77,6 @@ def evaluate(
         together: train the repeats of a network at once, on a CPU in float32 alone; by default on a GPU, since it is
             slower on a CPU. Networks with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
-        progress: show a bar.
 
     Raises:
         ConfigError: an unknown protocol, network, baseline, score or dtype, too few repeats or epochs, or a teacher
@@ -89,25 +84,23 @@ def evaluate(
         DataError: other classes than the distilled set's, no test split, or fewer real images than distilled ones.
         CheckpointError: the folder is not there or holds no distilled set.
     """
-    protocol = find(protocol).with_epochs(epochs).with_labels(labels).with_dtype(dtype)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ConfigError(f"repeats is a whole number, at least 1; got {repeats!r}")
-    for name in baselines:
+    config = build(settings, EvaluateConfig())
+    protocol = find(protocol).with_epochs(config.epochs).with_labels(config.labels).with_dtype(config.dtype)
+    for name in config.baselines:
         if name not in BASELINES:
             raise ConfigError(f"baselines are of {', '.join(BASELINES)}; got {name!r}")
-    robustness.check(scores, baselines)
-    check_epochs(full_epochs, "full_epochs")
-    names = tuple(dict.fromkeys(protocol.networks if networks is None else networks))
+    robustness.check(config.scores, config.baselines)
+    names = tuple(dict.fromkeys(protocol.networks if config.networks is None else config.networks))
     if not names:
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")
-    teacher = _teacher(teacher, protocol, baselines)
-    device = resolve_device(device)
-    together = _together(together, protocol, device)
-    result, data, folder = open_subject(result_or_folder, data)
+    config = replace(config, networks=names)
+    teacher = _teacher(teacher, protocol, config.baselines)
+    device = resolve_device(config.device)
+    together = _together(config.together, protocol, device)
+    result, dataset, folder = open_subject(result_or_folder, data)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
-    comparison = Comparison(result, data, protocol, names, repeats, seed, device, teacher, scores, full_epochs)
-    comparison.add_baselines(baselines)
+    comparison = Comparison(result, dataset, protocol, config, device, teacher)
 
     start = time.perf_counter()
     finished = Progress(folder, comparison.key())
@@ -122,7 +115,7 @@ def evaluate(
     return report
 
 
-def _teacher(given: object, protocol: Protocol, baselines: Sequence[str]) -> Teacher | None:
+def _teacher(given: Teacher | str | Path | None, protocol: Protocol, baselines: Sequence[str]) -> Teacher | None:
     if protocol.labels == "hard":
         if given is not None:
             raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
@@ -144,41 +137,43 @@ def _together(given: bool | None, protocol: Protocol, device: torch.device) -> b
 
 
 class Comparison:
-    """The sets that are compared, and the trainings on them."""
+    """The sets that are compared, and the trainings on them.
+
+    Args:
+        config: which networks, baselines and scores, how many repeats, and the seed.
+    """
 
     def __init__(
         self,
         result: Result,
         data: Dataset,
         protocol: Protocol,
-        networks: tuple[str, ...],
-        repeats: int,
-        seed: int,
+        config: EvaluateConfig,
         device: torch.device,
-        teacher: Teacher | None,
-        scores: Sequence[str],
-        full_epochs: int,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.result, self.data, self.protocol, self.networks = result, data, protocol, networks
-        self.repeats, self.seed, self.device = repeats, seed, device
-        self.teacher, self.scores, self.full_epochs = teacher, tuple(scores), full_epochs
-        self.counts = torch.bincount(result.labels, minlength=len(data.class_names)).tolist()
+        self.result, self.data, self.protocol, self.config = result, data, protocol, config
+        self.device, self.teacher, self.networks = device, teacher, config.networks or protocol.networks
+        self.counts: list[int] = torch.bincount(result.labels, minlength=len(data.class_names)).tolist()
         self.positions: dict[str, list[Tensor]] = {}  # of a baseline's images in the training split, by repeat
-        self.seeds = {name: [self._generator(name, r).initial_seed() for r in range(repeats)] for name in networks}
-        for name in networks:  # a name that nobody knows is better refused before the first training
+        self.seeds = {
+            name: [self._generator(name, r).initial_seed() for r in range(config.repeats)] for name in self.networks
+        }
+        for name in self.networks:  # a name that nobody knows is better refused before the first training
             self._blueprint(name)
             protocol.recipe(name)
         if teacher:
             teacher.require_fit(data)
             teacher.to(device)
+        self._choose_baselines()
 
-    def add_baselines(self, names: Sequence[str]) -> None:
+    def _choose_baselines(self) -> None:
         """Choose the real images, as many of each class as there are distilled ones."""
-        if names:
+        if self.config.baselines:
             self.data.train.require_per_class(max(self.counts), "images per class")
-        for name in names:
+        for name in self.config.baselines:
             choose, is_drawn_anew = BASELINES[name]
-            draws = self.repeats if is_drawn_anew else 1
+            draws = self.config.repeats if is_drawn_anew else 1
             generators = [self._generator(name, draw) for draw in range(draws)]
             self.seeds[name] = [generator.initial_seed() for generator in generators]
             self.positions[name] = [choose(self.data.train, self.counts, generator) for generator in generators]
@@ -191,14 +186,14 @@ class Comparison:
     @property
     def trainings(self) -> list[Training]:
         """All that are to be done, first those of the rows, then those that are there for the scores alone."""
-        own = [Training(s, n, r) for r in range(self.repeats) for s in self.sets for n in self.networks]
+        own = [Training(s, n, r) for r in range(self.config.repeats) for s in self.sets for n in self.networks]
         return own + self.extra
 
     @property
     def extra(self) -> list[Training]:
         """The trainings that are there for the scores alone."""
-        facts = self.scores, self.protocol.labels, self.sets[0]
-        return [t for network in self.networks for t in robustness.trainings(*facts, network, self.repeats)]
+        facts = self.config.scores, self.protocol.labels, self.sets[0]
+        return [t for network in self.networks for t in robustness.trainings(*facts, network, self.config.repeats)]
 
     def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | NormalisedImages, Tensor]:
         """Return a set's images, distilled ones as floats in [0, 1], real ones as bytes, and its labels."""
@@ -222,15 +217,15 @@ class Comparison:
                 bar.set_postfix_str(f"{training.set}, {training.network}: {accuracies[-1]:.1f} %", refresh=False)
                 bar.update()
 
-            most = min(self.repeats, num_together(batch)) if together else 1
+            most = min(self.config.repeats, num_together(batch)) if together else 1
             jobs = jobs_of([t for t in left if t.network not in alone], most)
             run(jobs, self._train, note, num_workers(len(jobs), most * batch, self.device))
             run(jobs_of([t for t in left if t.network in alone], 1), self._train, note, 1)
 
     def key(self) -> str:
         """Return a digest of all that decides an accuracy beside set, network and repeat."""
-        facts = [dataclasses.asdict(self.protocol), self.seed, self.data.fingerprint, self.device.type]
-        facts += [ld3m.__version__, torch.__version__, self.teacher and self.teacher.name, self.full_epochs]
+        facts = [dataclasses.asdict(self.protocol), self.config.seed, self.data.fingerprint, self.device.type]
+        facts += [ld3m.__version__, torch.__version__, self.teacher and self.teacher.name, self.config.full_epochs]
         return fingerprint((self.result.images, self.result.labels), *facts)
 
     def report(self, accuracies: Mapping[Training, list[float]], seconds: float) -> Report:
@@ -238,7 +233,7 @@ class Comparison:
         rows = [self._row(accuracies, name, network) for name in self.sets for network in self.networks]
         about = {
             "data": self._describe_data(),
-            "seed": self.seed,
+            "seed": self.config.seed,
             "seeds": self.seeds,
             "storage_bytes": self._storage(),
             "versions": {"ld3m": ld3m.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -247,21 +242,21 @@ class Comparison:
             "seconds": round(seconds, 1),
         }
         about |= {"teacher": {"name": self.teacher.name, **self.teacher.about}} if self.teacher else {}
-        about |= {"score_trainings": self._score_trainings(accuracies)} if self.scores else {}
+        about |= {"score_trainings": self._score_trainings(accuracies)} if self.config.scores else {}
         self._warn_of_short_training(accuracies)
         used = {name: self.protocol.recipe(name) for name in self.networks}
-        protocol = dataclasses.asdict(dataclasses.replace(self.protocol, networks=self.networks, recipes=used))
+        protocol = dataclasses.asdict(replace(self.protocol, networks=self.networks, recipes=used))
         protocol = json.loads(json.dumps(protocol))  # tuples become lists: equal after to_json and from_json
         return Report(rows, protocol, self.result.config.get("network"), about)
 
     def _row(self, accuracies: Mapping[Training, list[float]], name: str, network: str) -> dict[str, object]:
-        own = [Training(name, network, repeat) for repeat in range(self.repeats)]
+        own = [Training(name, network, repeat) for repeat in range(self.config.repeats)]
         row = {"set": name, "network": network} | summary([accuracies[training][-1] for training in own])
         if self.teacher:
             row |= {"labels": "soft", "teacher": self.teacher.name}
         if self.protocol.tested > 1:
             row["best_epoch"] = summary([max(accuracies[training]) for training in own])
-        for score in self.scores if name == self.sets[0] else ():
+        for score in self.config.scores if name == self.sets[0] else ():
             values = [
                 robustness.score(score, lambda t: accuracies[t][-1], self.protocol.labels, training) for training in own
             ]
@@ -271,11 +266,13 @@ class Comparison:
     def _warn_of_short_training(self, accuracies: Mapping[Training, list[float]]) -> None:
         """Say where all real images teach no more than a few: rates made for a few images can be too low for them."""
         for full in (training for training in self.extra if training.set == robustness.FULL):
-            few = fmean(accuracies[Training("random", full.network, repeat)][-1] for repeat in range(self.repeats))
+            few = fmean(
+                accuracies[Training("random", full.network, repeat)][-1] for repeat in range(self.config.repeats)
+            )
             if accuracies[full][-1] <= few:
                 logger.warning(
                     "lrs of %s says nothing: all real images give %.1f %%, random ones of the set's size %.1f %%; "
-                    "raise full_epochs, which is %d", full.network, accuracies[full][-1], few, self.full_epochs,
+                    "raise full_epochs, which is %d", full.network, accuracies[full][-1], few, self.config.full_epochs,
                 )  # fmt: skip
 
     def _score_trainings(self, accuracies: Mapping[Training, list[float]]) -> list[dict[str, object]]:
@@ -292,7 +289,7 @@ class Comparison:
             [images for images, _ in sets],
             sets[0][1],
             self.data,
-            robustness.variant(self.protocol, first.variant, self.full_epochs),
+            robustness.variant(self.protocol, first.variant, self.config.full_epochs),
             [self._generator(first.network, training.repeat) for training in job],  # not of the set: all start alike
             teacher=self.teacher,
             device=self.device,
@@ -300,7 +297,7 @@ class Comparison:
         )
 
     def _generator(self, purpose: str, repeat: int) -> torch.Generator:
-        return seeds.generator(self.seed, "evaluation", purpose, repeat)
+        return seeds.generator(self.config.seed, "evaluation", purpose, repeat)
 
     def _blueprint(self, name: str) -> torch.nn.Module:
         return zoo.blueprint(name, num_classes=len(self.data.class_names), resolution=self.data.resolution)
@@ -313,7 +310,7 @@ class Comparison:
             "resolution": self.data.resolution,
             "images_per_class": most if fewest == most else f"{fewest} to {most}",
             "train_images": len(self.data.train),
-            "test_images": len(self.data.test),
+            "test_images": len(self.data.test or ()),
             "mean": self.data.mean.tolist(),
             "std": self.data.std.tolist(),
         }

@@ -7,9 +7,9 @@ from dataclasses import astuple
 from pathlib import Path
 
 from ld3m.evaluation.runner import Training
+from ld3m.runs.folder import EVALUATION_PROGRESS
 from ld3m.runtime.storage import write_json
 
-FILE = "evaluation-progress.json"
 logger = logging.getLogger(__name__)
 
 
@@ -22,7 +22,7 @@ class Progress:
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
-        self.path = None if folder is None else folder / FILE
+        self.path = None if folder is None else folder / EVALUATION_PROGRESS
         self.key = key
         self.accuracies = {Training(*name): accuracies for name, accuracies in self._stored().get(key, ())}
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ld3m.config.distill import one_of
+from ld3m.config import check_epochs, one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation.augmentation import AUGMENTATIONS
+from ld3m.networks import base_name
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,6 @@ class Recipe:
         """Return the recipe with another length; the half-life of the average is scaled along, or kept in epochs."""
         changed = replace(self, epochs=epochs)
         return replace(changed, ema_decay=self.ema_decay ** (self.epochs / epochs)) if ema_scales else changed
-
-
-def check_epochs(epochs: object, argument: str) -> None:
-    """Raise ConfigError, which names the argument, unless it is a possible length of a training."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 2:
-        raise ConfigError(f"{argument} is a whole number, at least 2 (one warms up, one cools down); got {epochs!r}")
 
 
 @dataclass(frozen=True)
@@ -159,11 +154,6 @@ def ema_decay(update: int, limit: float) -> float:
     return min(limit, 1 - 1 / update)
 
 
-def base_name(network: str) -> str:
-    """Return a network's name without width suffix: "AlexNet-w0.5" and "AlexNetCIFAR" are AlexNets."""
-    return network.partition("-")[0].removesuffix("CIFAR")
-
-
 def find(protocol: str | Protocol) -> Protocol:
     """Return a protocol by its name, or as it is.
 
@@ -172,7 +162,7 @@ def find(protocol: str | Protocol) -> Protocol:
     """
     if isinstance(protocol, Protocol):
         return protocol
-    one_of(protocol, "protocol", tuple(PROTOCOLS))
+    one_of(protocol, "protocol", PROTOCOLS)
     return PROTOCOLS[protocol]
 
 

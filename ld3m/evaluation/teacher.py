@@ -103,10 +103,10 @@ def load_teacher(path: str | Path) -> Teacher:
         own = json.loads(metadata["teacher"])
         network = networks.blueprint(own["kind"], num_classes=len(own["class_names"]), resolution=own["resolution"])
         network.load_state_dict(tensors, assign=True)
-        moments = (torch.tensor(own[name], dtype=torch.float32) for name in ("mean", "std"))
+        mean, std = (torch.tensor(own[name], dtype=torch.float32) for name in ("mean", "std"))
         size = own["kind"], tuple(own["class_names"]), own["resolution"]
         return Teacher(
-            network.eval().requires_grad_(False), *size, *moments, own["data"], own["fingerprint"], own["about"]
+            network.eval().requires_grad_(False), *size, mean, std, own["data"], own["fingerprint"], own["about"]
         )
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,16 +1,18 @@
 """Training of a teacher on the real training images, by the same loop as every training of an evaluation."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ld3m import networks
+from ld3m.config import TeacherTraining
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, NumericsError
-from ld3m.evaluation.protocols import Protocol, Recipe, check_epochs
+from ld3m.evaluation.protocols import Protocol, Recipe
 from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalisedImages, accuracy, train
 from ld3m.runtime import seeds
@@ -19,28 +21,6 @@ from ld3m.runtime.storage import require_writable
 
 logger = logging.getLogger(__name__)
 _EMA_EPOCHS = 3  # over about so many epochs the weights are averaged
-
-
-@dataclass(frozen=True)
-class TeacherTraining:
-    """Settings of `ld3m teacher`."""
-
-    network: str = "ConvNet"
-    """Network to train, perhaps with a width suffix such as -w0.5."""
-    epochs: int = 15
-    """Passes over the training images, at least 2."""
-    lr: float = 0.03
-    """Highest learning rate (SGD with momentum, rising and falling once)."""
-    batch_size: int = 64
-    """Images a step."""
-    seed: int = 0
-    """Everything random follows from it."""
-
-    def __post_init__(self) -> None:
-        check_epochs(self.epochs, "epochs")
-        for name in ("lr", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 def train_teacher(
@@ -71,7 +51,7 @@ def train_teacher(
     recipe = Recipe(training.lr, training.epochs, 1 - 1 / _EMA_EPOCHS)
     protocol = Protocol("teacher", (training.network,), {training.network: recipe}, batch=training.batch_size)
     generator, device = seeds.generator(training.seed, "teacher"), resolve_device(device)
-    size = {"num_classes": len(data.class_names), "resolution": data.resolution}
+    size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
     network = networks.build(training.network, generator=generator, **size).to(device)
     images, labels = NormalisedImages(data.train.images, data, device), data.train.labels.to(device)
     with (
@@ -86,8 +66,8 @@ def train_teacher(
     if data.test is not None and len(data.test):
         about["test_accuracy"] = accuracy(network, data)
     network.eval().requires_grad_(False)
-    size = training.network, data.class_names, data.resolution
-    teacher = Teacher(network, *size, data.mean, data.std, data.name, data.fingerprint, about)
+    kind = training.network, data.class_names, data.resolution
+    teacher = Teacher(network, *kind, data.mean, data.std, data.name, data.fingerprint, about)
     teacher.save(out)
     logger.info("%s: %s", teacher.name, f"{about.get('test_accuracy', float('nan')):.1f} % on the test images")
     return teacher

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ def train_and_test(
     *,
     teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
-    each_epoch: Callable[[], None] = lambda: None,
+    each_epoch: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
     """Train fresh networks, one for each repeat, and return their accuracies on the test split, in percent.
 
@@ -69,7 +70,7 @@ def train_and_test(
     Returns:
         For each repeat the accuracies after the protocol's last epochs, as many as it tests, the last one last.
     """
-    size = {"num_classes": len(data.class_names), "resolution": data.resolution}
+    size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
     built = [networks.build(name, **size, generator=generator).to(device) for generator in generators]
     if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
         for network in built:
@@ -84,7 +85,7 @@ def train_and_test(
         for outcome, network in zip(outcomes, averaged, strict=True):
             outcome.append(accuracy(network, data))
 
-    answers = partial(teacher.logits, data=data) if protocol.labels == "soft" else None
+    answers = partial(teacher.logits, data=data) if teacher and protocol.labels == "soft" else None
     is_drawing = has_dropout(built[0])
     scope = seeds.scoped_global_rng(generators[0].initial_seed(), "dropout") if is_drawing else nullcontext()
     with scope, torch.enable_grad():
@@ -106,7 +107,7 @@ def train(
     generators: Sequence[torch.Generator],
     *,
     answers: Callable[[Tensor], Tensor] | None = None,
-    each_epoch: Callable[[], None] = lambda: None,
+    each_epoch: Callable[[], object] = lambda: None,
     test: Callable[[Sequence[nn.Module]], None] = lambda averaged: None,
 ) -> Tensor:
     """Train networks of one kind, each on normalised images of its own; leave the averages of their weights in them.
@@ -159,7 +160,7 @@ class _Repeats:
         if self._is_alone:
             network = networks.fused(built[0].train())
             self._forward = lambda images: network(images[0])[None]
-            self.parameters = list(network.parameters())
+            self.parameters: list[Tensor] = list(network.parameters())
         else:
             skeleton = copy.deepcopy(built[0]).train().to("meta")
             stacked, _ = stack_module_state(list(built))
@@ -173,14 +174,14 @@ class _Repeats:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        torch._foreach_lerp_(self._averages, self.parameters, 1 - decay)
+        torch._foreach_lerp_(self._averages, self.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def hand_out(self, averaged: Sequence[nn.Module]) -> None:
         """Write the averages into networks, one for each repeat."""
         for repeat, network in enumerate(averaged):
             values = self._averages if self._is_alone else [average[repeat] for average in self._averages]
-            torch._foreach_copy_(list(network.parameters()), values)
+            torch._foreach_copy_(list(network.parameters()), values)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _optimiser(parameters: Sequence[Tensor], is_matrix: Sequence[bool], protocol: Protocol) -> torch.optim.Optimizer:
@@ -216,11 +217,12 @@ def accuracy(network: nn.Module, data: Dataset) -> float:
     model = networks.fused(network.eval())
     device = next(network.parameters()).device
     budget = _CHUNK_PIXELS if device.type == "cpu" else _CHUNK_PIXELS_DEVICE
-    correct = 0
-    for indices in torch.arange(len(data.test)).split(max(1, budget // data.resolution**2)):
-        images = data.normalise(data.test.batch(indices, device))
-        correct += int((model(images).argmax(1).cpu() == data.test.labels[indices]).sum())
-    return 100 * correct / len(data.test)
+    correct, test = 0, data.test
+    assert test is not None  # open_subject refuses data without
+    for indices in torch.arange(len(test)).split(max(1, budget // data.resolution**2)):
+        images = data.normalise(test.batch(indices, device))
+        correct += int((model(images).argmax(1).cpu() == test.labels[indices]).sum())
+    return 100 * correct / len(test)
 
 
 def has_dropout(network: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.errors import InputError
 from ld3m.matching.checks import check_chunk, check_classes, clear_network_errors
 from ld3m.matching.compiled import compiled
@@ -171,11 +171,16 @@ METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Ten
 
 
 def of_classes(
-    network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor, config: DistillConfig, real_chunk: int | None
+    network: nn.Module,
+    real: Tensor,
+    synthetic: Tensor,
+    labels: Tensor,
+    config: ResolvedDistillConfig,
+    real_chunk: int | None,
 ) -> Tensor:
     """Return the losses with the settings of a distillation."""
     return dc_loss(
-        network, real, synthetic, labels, metric=config.metric, compile=bool(config.compile), real_chunk=real_chunk
+        network, real, synthetic, labels, metric=config.metric, compile=config.compile, real_chunk=real_chunk
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.errors import InputError
 from ld3m.matching.checks import check_chunk, check_classes, clear_network_errors
 from ld3m.matching.compiled import compiled
@@ -70,10 +70,15 @@ class Embedding(nn.Module):
 
 
 def of_classes(
-    network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor, config: DistillConfig, real_chunk: int | None
+    network: nn.Module,
+    real: Tensor,
+    synthetic: Tensor,
+    labels: Tensor,
+    config: ResolvedDistillConfig,
+    real_chunk: int | None,
 ) -> Tensor:
     """Return the losses with the settings of a distillation."""
-    return dm_loss(network, real, synthetic, compile=bool(config.compile), real_chunk=real_chunk)
+    return dm_loss(network, real, synthetic, compile=config.compile, real_chunk=real_chunk)
 
 
 def costs(network: nn.Module, work: Work) -> LossCosts:

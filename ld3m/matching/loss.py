@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.runtime.footprint import peak_bytes
 
 
@@ -70,7 +70,7 @@ class Loss:
             otherwise met class by class.
     """
 
-    of_classes: Callable[[nn.Module, Tensor, Tensor, Tensor, DistillConfig, int | None], Tensor] | None
+    of_classes: Callable[[nn.Module, Tensor, Tensor, Tensor, ResolvedDistillConfig, int | None], Tensor] | None
     costs: Callable[[nn.Module, Work], LossCosts]
     joins_classes: bool = False
 

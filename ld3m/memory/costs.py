@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ld3m import networks
 from ld3m.chain import reverse_chain
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.data.ranges import to_pixels
 from ld3m.matching import LOSSES, Line, Work
 from ld3m.matching.gradient import sees_whole_batches
@@ -41,7 +41,7 @@ class Workload:
     latent_size: int | None = None
 
     @classmethod
-    def of(cls, config: DistillConfig, *, has_chain: bool, num_classes: int, real_batch: int) -> "Workload":
+    def of(cls, config: ResolvedDistillConfig, *, has_chain: bool, num_classes: int, real_batch: int) -> "Workload":
         """Return the work of a distillation with these settings."""
         return cls(
             resolution=config.resolution,

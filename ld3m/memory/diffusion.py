@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ld3m.config.distill import one_of
+from ld3m.config import one_of
 from ld3m.errors import ConfigError
 from ld3m.matching import LOSSES
 from ld3m.memory.costs import Costs, Workload, count_costs
@@ -75,7 +75,6 @@ def plan_memory(
     Raises:
         ConfigError: an argument is out of range, or not even the smallest plan fits.
     """
-    one_of(algorithm, "algorithm", tuple(LOSSES))
     work = Workload(
         resolution=resolution,
         steps=steps,
@@ -94,6 +93,7 @@ def plan_memory(
 
 def plan_work(prior: Prior, work: Workload, budget: str | int | None, retain: float | None) -> Plan:
     """Choose the plan as `plan_memory` does."""
+    one_of(work.algorithm, "algorithm", tuple(LOSSES))
     for name in ("resolution", "ipc", "num_classes", "steps", "real_batch", "student_steps"):
         count, least = getattr(work, name), 0 if name == "steps" else 1
         if count < least:

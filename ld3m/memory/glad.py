@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.errors import ConfigError
 from ld3m.matching import LOSSES
 from ld3m.memory.plan import IMAGES_IN_FLIGHT, Plan, budget_of, even_size, size_text
@@ -13,13 +13,13 @@ from ld3m.priors import StyleGAN
 from ld3m.runtime.footprint import saved_bytes, size_of
 
 
-def layer_of(config: DistillConfig) -> int:
+def layer_of(config: ResolvedDistillConfig) -> int:
     """Return the layer of the features, which every preset says for this space."""
     assert config.layer is not None
     return config.layer
 
 
-def plan_glad(config: DistillConfig, generator: StyleGAN, num_classes: int) -> Plan:
+def plan_glad(config: ResolvedDistillConfig, generator: StyleGAN, num_classes: int) -> Plan:
     """Choose how many images are made at once, and of what fraction of them the activations are kept.
 
     Of an image, what autograd keeps from the features on is counted; the generator's weights are there in any case.

@@ -16,7 +16,7 @@ from ld3m.networks.resnet import ResNet18
 from ld3m.networks.vgg import VGG11
 from ld3m.networks.vit import ViT
 
-__all__ = ["NAMES", "blueprint", "build", "fused", "initialise"]
+__all__ = ["NAMES", "base_name", "blueprint", "build", "fused", "initialise"]
 
 # name: constructor, options of `build` that it takes
 _TABLE = {
@@ -89,6 +89,11 @@ def blueprint(
         )
     with torch.device("meta"):
         return constructor(num_classes, resolution, scale=scale, **options)
+
+
+def base_name(network: str) -> str:
+    """Return a network's name without width suffix: "AlexNet-w0.5" and "AlexNetCIFAR" are AlexNets."""
+    return network.partition("-")[0].removesuffix("CIFAR")
 
 
 def _parse(name: str) -> tuple[str, float]:

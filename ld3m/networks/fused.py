@@ -21,7 +21,7 @@ def fused(network: nn.Module) -> nn.Module:
     if all(child is network._modules[name] for name, child in children.items()):
         return network
     twin = copy.copy(network)
-    twin._modules = network._modules | children
+    twin._modules = {**network._modules, **children}
     return twin
 
 
@@ -30,15 +30,19 @@ def _merged(layers: nn.Sequential) -> dict[str, nn.Module]:
     merged: dict[str, nn.Module] = {}
     named = list(layers.named_children())
     for (name, norm), (relu, activation), (pool, pooling) in zip(named, named[1:], named[2:], strict=False):
-        is_instance_norm = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels and norm.affine
+        if not isinstance(norm, nn.GroupNorm) or norm.num_groups != norm.num_channels or not norm.affine:
+            continue
         is_halving = isinstance(pooling, nn.AvgPool2d) and (pooling.kernel_size, pooling.stride) == (2, 2)
-        if is_instance_norm and isinstance(activation, nn.ReLU) and is_halving and not pooling.padding:
+        if isinstance(activation, nn.ReLU) and is_halving and not pooling.padding:
             merged |= {name: _InstanceNormReluPool(norm), relu: nn.Identity(), pool: nn.Identity()}
     return merged
 
 
 class _InstanceNormReluPool(nn.Module):
     """The op as a layer, on the parameters of the norm that it stands for."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()

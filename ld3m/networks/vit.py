@@ -88,7 +88,8 @@ class Transformer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             x = x + attention(x)
             x = x + feed_forward(x)
         return x

@@ -102,9 +102,9 @@ class Fit:
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
-        if self.averages:
+        if self.averages and self.ema is not None:
             decay = min(self.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+            torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         return loss.item()
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ def save_samples(
     prior: Prior, path: Path, seed: int, *, per_class: int = 8, steps: int = 20, at_once: int = 128
 ) -> None:
     """Write a grid of guided samples (g = 3), a row a class, of at most 20 classes."""
-    labels = torch.arange(min(prior.num_classes, _CLASSES)).repeat_interleave(per_class)
+    labels = torch.arange(min(prior.num_classes or 0, _CLASSES)).repeat_interleave(per_class)
     draw = seeds.generator(seed, "prior", "samples")
     images = sample_images(prior, labels, draw, steps=steps, guidance_scale=3.0, at_once=at_once)
     pictures.save_png(path, pictures.grid(images, per_class))

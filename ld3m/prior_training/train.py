@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,10 @@ def train_prior(
     about = {"data": dataset.name, "fingerprint": dataset.fingerprint}
     claim_folder(out, {**about, **dataclasses.asdict(config)}, resume)
     shape = config.shape(dataset.train.num_classes)
-    first_stage, denoiser, embedding = build_modules(shape)
+    modules: tuple[Any, Any, Any] = build_modules(shape)
+    first_stage, denoiser, embedding = modules
     draw = seeds.generator(config.seed, "prior", "initial weights")
-    for module in (first_stage, denoiser, embedding):
+    for module in modules:
         fill_random(module.to_empty(device=device), draw)
 
     Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
@@ -92,7 +94,7 @@ def train_prior(
     return out / "prior"
 
 
-def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
+def _first_stage_loss(first_stage: Any, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
     draw = seeds.generator(config.seed, "prior", "first-stage", step)
     picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=draw)
     images = to_signed(dataset.train.batch(picks, first_stage.device))
@@ -104,7 +106,7 @@ def _first_stage_loss(first_stage: nn.Module, dataset: Dataset, config: PriorTra
 
 
 @torch.no_grad()
-def _encode_all(first_stage: nn.Module, dataset: Dataset, at_once: int) -> Tensor:
+def _encode_all(first_stage: Any, dataset: Dataset, at_once: int) -> Tensor:
     """Encode the training split once, (N, c, h, w), means."""
     parts = torch.arange(len(dataset.train)).split(at_once)
     first_stage.eval()
@@ -114,7 +116,7 @@ def _encode_all(first_stage: nn.Module, dataset: Dataset, at_once: int) -> Tenso
 
 
 @torch.no_grad()
-def _standardise(first_stage: nn.Module, latents: Tensor) -> Tensor:
+def _standardise(first_stage: Any, latents: Tensor) -> Tensor:
     """Give every latent channel mean 0 and standard deviation 1; return the latents so changed.
 
     A weak KL term leaves channels of very different scale, of which diffusion would see some as all noise and others
@@ -134,14 +136,16 @@ def _standardise(first_stage: nn.Module, latents: Tensor) -> Tensor:
 
 def _denoiser_loss(prior: Prior, latents: Tensor, labels: Tensor, config: PriorTraining, step: int) -> Tensor:
     """Mean squared error of the noise prediction (Ho et al. 2020, eq. 14), labels dropped for guidance."""
+    embedding, null_class = prior.class_embedding, prior.null_class
+    assert embedding is not None and null_class is not None  # such is what is trained here
     draw = seeds.generator(config.seed, "prior", "denoiser", step)
     picks = torch.randint(len(latents), (config.batch,), generator=draw)
     timesteps = torch.randint(len(prior.alphas_cumprod), (config.batch,), generator=draw)
     is_dropped = torch.rand(config.batch, generator=draw) < config.label_dropout
     noise = torch.randn((config.batch, *latents.shape[1:]), generator=draw).to(latents.device)
-    class_ids = labels[picks].masked_fill(is_dropped.to(labels.device), prior.null_class)
+    class_ids = labels[picks].masked_fill(is_dropped.to(labels.device), null_class)
     alphas = prior.alphas_cumprod[timesteps].to(latents).view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents[picks] + (1 - alphas).sqrt() * noise
     # The modules themselves: Prior.predict_noise takes one timestep for the whole batch.
-    conditioning = prior.class_embedding(class_ids)[:, None]
+    conditioning = embedding(class_ids)[:, None]
     return F.mse_loss(prior.denoiser(noisy, timesteps.to(latents.device), conditioning).sample, noise)

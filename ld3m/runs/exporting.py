@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -40,10 +41,10 @@ def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool =
     if format not in _WRITERS:
         raise ConfigError(f"format must be one of {', '.join(_WRITERS)}, got {format!r}")
     result, target = load(folder), Path(to).resolve()
-    _check_target(target, result.path.resolve(), overwrite)
+    _check_target(target, Path(folder).resolve(), overwrite)
     with clear_write_errors(target), _whole_folder(target) as building:
         loading = _WRITERS[format](result, building)
-        write_text(building / "README.md", _card(result, loading))
+        write_text(building / "README.md", _card(result, loading, Path(folder)))
     return Path(to)
 
 
@@ -111,7 +112,7 @@ def _write_tensors(result: Result, folder: Path) -> str:
 _WRITERS = {"imagefolder": _write_images, "safetensors": _write_tensors}
 
 
-def _card(result: Result, loading: str) -> str:
+def _card(result: Result, loading: str, run: Path) -> str:
     """Compose the README.md, whose head a hub reads as a data set card."""
     count, num_classes = len(result.labels), len(result.class_names)
     source = Path(str(result.config.get("data", "an image set"))).name
@@ -154,7 +155,7 @@ gives the labels; the last column is what such a loader makes of folders of thes
 
 ## Scores
 
-{_all_scores(result.path)}
+{_all_scores(run)}
 
 ## Recipe
 
@@ -163,7 +164,7 @@ gives the labels; the last column is what such a loader makes of folders of thes
 """
 
 
-def _public(config: Mapping[str, object]) -> dict[str, object]:
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without the folders of the machine that they were used on."""
     return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in config.items()}
 
@@ -184,7 +185,7 @@ def _all_scores(run: Path) -> str:
     return "\n\n".join(_scores(evaluation) for evaluation in found if evaluation.get("rows")) or "Not evaluated."
 
 
-def _scores(evaluation: Mapping[str, object]) -> str:
+def _scores(evaluation: Mapping[str, Any]) -> str:
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
     repeats = most_repeats(evaluation["rows"])
     rows = [

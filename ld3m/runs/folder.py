@@ -6,17 +6,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ld3m.config.distill import Config, DistillConfig, build, read_yaml, to_yaml
+from ld3m.config import Config, Settings, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runtime.storage import clear_write_errors, is_temporary, load_tensors, save_tensors, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
-_CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
+# The files of a run
+CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE = (
+    "config.yaml", "metrics.jsonl", "checkpoint.safetensors", "checkpoint.json",
+)  # fmt: skip
+DISTILLED, GRID, CURVES, FACTS, PAGE = (
+    "distilled.safetensors", "grid.png", "curves.png", "result.json", "report.html",
+)  # fmt: skip
+EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
+    "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
+)  # fmt: skip
 _OWN = (
-    _CONFIG, _METRICS, _CHECKPOINT, "checkpoint.json", "distilled.safetensors", "grid.png", "curves.png",
-    "distilled.safetensors.partial", "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
-    "result.json", "report.html",
+    CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE, DISTILLED, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
+    EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS,
 )  # fmt: skip
 # Setting that hands these files in from another run, perhaps from this very folder -> files
 _REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/*.safetensors"}
@@ -45,20 +53,20 @@ class RunFolder:
             raise ConfigError(f"out {path} is not there, so there is nothing to resume; leave --resume out to start it")
         with clear_write_errors(path):
             is_taken = path.is_dir() and any(not is_temporary(entry) for entry in path.iterdir())
-        self.is_resumed = resume and (path / _CONFIG).is_file()
+        self.is_resumed = resume and (path / CONFIG).is_file()
         if is_taken and resume and not self.is_resumed:
-            raise ConfigError(f"out {path} is not empty and holds no {_CONFIG}: not a run; {_MEANT_FOR_THIS_RUN}")
-        if is_taken and overwrite and not (path / _CONFIG).is_file():
-            raise ConfigError(f"out {path} holds no {_CONFIG}: not a run, so it is not replaced; choose another --out")
+            raise ConfigError(f"out {path} is not empty and holds no {CONFIG}: not a run; {_MEANT_FOR_THIS_RUN}")
+        if is_taken and overwrite and not (path / CONFIG).is_file():
+            raise ConfigError(f"out {path} holds no {CONFIG}: not a run, so it is not replaced; choose another --out")
         if is_taken and not resume and not overwrite:
             raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
 
-    def stored(self, kind: type[Config] = DistillConfig) -> tuple[str, Config]:
+    def stored(self, kind: type[Config]) -> tuple[str, Config]:
         """Return (data, config) of the run that is resumed."""
-        content = read_yaml(self.path / _CONFIG)
+        content = read_yaml(self.path / CONFIG)
         return str(content.pop("data", "builtin")), build(content, kind())
 
-    def start(self, data: str, config: Config, fingerprint: str) -> None:
+    def start(self, data: str, config: Settings, fingerprint: str) -> None:
         """Make the folder a run with these settings, what is left of another run removed; or go on with the one there.
 
         Args:
@@ -76,22 +84,22 @@ class RunFolder:
             found = (path for pattern in made for path in self.path.glob(pattern))
             for path in (*(self.path / name for name in _OWN), *found):
                 path.unlink(missing_ok=True)
-        write_text(self.path / _CONFIG, settings)
+        write_text(self.path / CONFIG, settings)
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
-        with clear_write_errors(self.path / _METRICS), open(self.path / _METRICS, "a", encoding="utf-8") as file:
+        with clear_write_errors(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def save_checkpoint(self, iteration: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `iteration` iterations. The number travels inside the tensors' file, so that the two
         cannot come apart; `checkpoint.json` repeats it for people."""
-        save_tensors(self.path / _CHECKPOINT, tensors, {"iteration": str(iteration), "data": self.fingerprint})
-        write_json(self.path / "checkpoint.json", {"iteration": iteration, "tensors": sorted(tensors)})
+        save_tensors(self.path / CHECKPOINT, tensors, {"iteration": str(iteration), "data": self.fingerprint})
+        write_json(self.path / CHECKPOINT_NOTE, {"iteration": iteration, "tensors": sorted(tensors)})
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return (iterations done, tensors), or None before the first checkpoint; later metrics are dropped."""
-        path = self.path / _CHECKPOINT
+        path = self.path / CHECKPOINT
         if not path.is_file():
             self._keep_metrics_before(0)
             return None
@@ -107,7 +115,7 @@ class RunFolder:
         return int(about["iteration"]), tensors
 
     def _keep_metrics_before(self, iteration: int) -> None:
-        path = self.path / _METRICS
+        path = self.path / METRICS
         if not path.is_file():
             return
         kept = []

@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 import torch
 
 from ld3m import data as data_room
-from ld3m.config import RunConfig, build
-from ld3m.config.distill import INITS, differences, to_plain
+from ld3m.config import INITS, ResolvedDistillConfig, ResolvedSampleConfig, RunConfig, build, differences, to_plain
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, DataError
 from ld3m.priors import Prior, StyleGAN
@@ -19,6 +18,7 @@ from ld3m.runtime.devices import resolve_device
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+AnyResolved = ResolvedDistillConfig | ResolvedSampleConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Opening(Generic[AnyConfig]):
     folder: RunFolder | None
     device: torch.device
 
-    def load_data(self, config: RunConfig) -> Dataset:
+    def load_data(self, config: AnyResolved) -> Dataset:
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
         dataset = data_room.load(self.data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
         if config.evaluate != "none" and dataset.test is None:
@@ -49,7 +49,7 @@ class Opening(Generic[AnyConfig]):
 class Run:
     """A run that is ready. `config` is resolved: it says everything that decides the outcome."""
 
-    config: RunConfig
+    config: AnyResolved
     data_name: str
     dataset: Dataset
     folder: RunFolder | None

@@ -5,13 +5,15 @@ import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ld3m.errors import CheckpointError
 from ld3m.runs import pictures
+from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, FACTS, GRID, METRICS, PAGE
 from ld3m.runs.report import FILES, Cell, layout, most_repeats, remarks, shown, spread_text
-from ld3m.runs.result import DISTILLED, PARAMETERS, Result, load
+from ld3m.runs.result import PARAMETERS, Result, load
 from ld3m.runtime.storage import write_json, write_text
 
 _CLASSES, _PER_CLASS = 100, 10  # what the page shows at most; the folder has all
@@ -60,10 +62,10 @@ pre { margin: .8rem 0; padding: .9rem 1.1rem; background: var(--wash); border-ra
 
 def publish(folder: Path) -> None:
     """Bring result.json, where there is one, up to date with evaluation.json, and write report.html."""
-    facts, evaluation = (read_mapping(folder / name) for name in ("result.json", "evaluation.json"))
+    facts, evaluation = (read_mapping(folder / name) for name in (FACTS, EVALUATION))
     if facts and evaluation:
         outcome = {"protocol": evaluation["protocol"]["name"], "accuracy": evaluation["unseen"]}
-        write_json(folder / "result.json", facts | outcome)
+        write_json(folder / FACTS, facts | outcome)
     write_report(folder)
 
 
@@ -77,8 +79,8 @@ def write_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; pass the output folder of a distillation")
     result = load(folder) if (folder / DISTILLED).is_file() else None
-    evaluation, soft, facts = (read_mapping(folder / name) for name in (*FILES.values(), "result.json"))
-    config = read_mapping(folder / "config.yaml") or dict(result.config if result else {})
+    evaluation, soft, facts = (read_mapping(folder / name) for name in (*FILES.values(), FACTS))
+    config = read_mapping(folder / CONFIG) or dict(result.config if result else {})
     source = Path(str(config.get("data", "data"))).name
     title = _text(f"{len(result.labels)} images distilled from {source}" if result else f"Distillation of {source}")
     facts.pop("accuracy", None)  # the table has it
@@ -97,13 +99,13 @@ def write_report(folder: Path) -> Path:
         f'{_HEAD}<title>{title} · ld3m</title>\n<main>\n<p class="soft">ld3m · {_text(folder.resolve().name)}</p>\n'
         f"<h1>{title}</h1>\n<p>{_text(_summary(config, result, evaluation))}</p>\n{body}\n</main>\n</html>\n"
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    write_text(folder / PAGE, page)
+    return folder / PAGE
 
 
 def draw_curves(folder: Path) -> Path:
     """Draw `curves.png`, loss and gradient norms over the iterations, from `metrics.jsonl`."""
-    metrics, by_iteration = Path(folder) / "metrics.jsonl", {}
+    metrics, by_iteration = Path(folder) / METRICS, {}
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else ():
         try:
             entry = json.loads(line)
@@ -118,12 +120,12 @@ def draw_curves(folder: Path) -> Path:
     panels = [pictures.line_chart({"loss": curves["loss"]}, "Loss")]
     if norms:
         panels.append(pictures.line_chart(norms, "Gradient norm (logarithmic)", log=True))
-    path = metrics.with_name("curves.png")
+    path = metrics.with_name(CURVES)
     pictures.save_png(path, pictures.stack(panels))
     return path
 
 
-def read_mapping(path: Path) -> dict[str, object]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON or YAML file that holds a mapping; an absent file is an empty one."""
     if not path.is_file():
         return {}
@@ -146,7 +148,7 @@ def _picture(png: bytes, description: str) -> str:
     return f'<img alt="{_text(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _summary(config: Mapping[str, object], result: Result | None, evaluation: Mapping[str, object]) -> str:
+def _summary(config: Mapping[str, Any], result: Result | None, evaluation: Mapping[str, Any]) -> str:
     parts = [f"{result.ipc} per class at {result.images.shape[-1]} pixels"] if result else []
     words = {"algorithm": "{} matching", "space": "{} space", "prior": "prior {}", "iterations": "{} iterations"}
     words["selector"] = "sampled, {} selection"
@@ -160,7 +162,7 @@ def _summary(config: Mapping[str, object], result: Result | None, evaluation: Ma
 
 def _images(folder: Path, result: Result | None) -> str:
     if result is None:
-        grid = folder / "grid.png"
+        grid = folder / GRID
         so_far = _picture(grid.read_bytes(), "grid of the images so far") if grid.is_file() else ""
         return _missing(f"The run has not ended: there is no {DISTILLED} yet.") + so_far
     figures = []
@@ -178,13 +180,13 @@ def _images(folder: Path, result: Result | None) -> str:
 
 
 def _curves(folder: Path) -> str:
-    path = folder / "curves.png"
+    path = folder / CURVES
     if not path.is_file():
         return _missing("There is no curves.png yet.")
     return f'<div class="wide">{_picture(path.read_bytes(), "loss and gradient norms over the iterations")}</div>'
 
 
-def _accuracy(evaluation: Mapping[str, object]) -> str:
+def _accuracy(evaluation: Mapping[str, Any]) -> str:
     if not evaluation.get("rows"):
         return _missing("The images have not been evaluated yet: <code>ld3m evaluate</code> adds the table.")
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
@@ -216,7 +218,7 @@ def _score(column: str, cell: Cell, best: float, repeats: int) -> str:
     return (f"<strong>{mean}</strong>" if is_best else mean) + spread
 
 
-def _facts(mapping: Mapping[str, object]) -> str:
+def _facts(mapping: Mapping[str, Any]) -> str:
     """List settings in columns, each nested mapping under a heading of its own."""
     nested = {key: value for key, value in mapping.items() if isinstance(value, Mapping) and value}
     lines = [

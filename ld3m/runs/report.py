@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from ld3m.errors import CheckpointError
-from ld3m.evaluation.protocols import base_name
+from ld3m.networks import base_name
+from ld3m.runs.folder import EVALUATION, EVALUATION_SOFT
 from ld3m.runtime.storage import write_text
 
-FILES = {"hard": "evaluation.json", "soft": "evaluation-soft.json"}  # by labels
+FILES = {"hard": EVALUATION, "soft": EVALUATION_SOFT}  # by labels
 SCORES = ("lrs", "ars")
 Cell = tuple[float, float] | None  # mean and standard deviation
 
@@ -28,10 +30,10 @@ class Report:
         about: data, seeds, storage, versions, device, seconds; the teacher, and the trainings for scores alone.
     """
 
-    rows: Sequence[Mapping[str, object]]
-    protocol: Mapping[str, object]
+    rows: Sequence[Mapping[str, Any]]
+    protocol: Mapping[str, Any]
     distilled_with: str | None
-    about: Mapping[str, object]
+    about: Mapping[str, Any]
 
     @property
     def unseen(self) -> dict[str, tuple[float, float]]:
@@ -108,7 +110,7 @@ def save_report(report: Report, folder: str | Path) -> Path:
 
 
 def layout(
-    rows: Sequence[Mapping[str, object]], unseen: Mapping[str, Sequence[float]]
+    rows: Sequence[Mapping[str, Any]], unseen: Mapping[str, Sequence[float]]
 ) -> tuple[list[str], dict[str, list[Cell]]]:
     """Lay rows out: the columns, and for each set its cells in them.
 
@@ -120,7 +122,7 @@ def layout(
         cells[row["set"], row["network"]] = row["mean"], row["std"]
         if best := row.get("best_epoch"):
             cells[row["set"], f"{row['network']} best_epoch"] = best["mean"], best["std"]
-    cells |= {(name, "unseen mean"): tuple(score) for name, score in unseen.items()}
+    cells |= {(name, "unseen mean"): (score[0], score[1]) for name, score in unseen.items()}
     for score in SCORES:
         scored: dict[str, list[Sequence[float]]] = {}
         for row in rows:
@@ -131,7 +133,7 @@ def layout(
     return columns, {row["set"]: [cells.get((row["set"], column)) for column in columns] for row in rows}
 
 
-def remarks(rows: Sequence[Mapping[str, object]], protocol: Mapping[str, object]) -> list[str]:
+def remarks(rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> list[str]:
     """Return what has to be said of soft labels, precision, best epochs and scores, where there is anything."""
     said = []
     if protocol.get("dtype", "float32") != "float32":
@@ -159,7 +161,7 @@ def cell_text(column: str, cell: Cell, repeats: int) -> str:
     return f"{mean} ± {std}" if repeats > 1 else mean
 
 
-def most_repeats(rows: Sequence[Mapping[str, object]]) -> int:
+def most_repeats(rows: Sequence[Mapping[str, Any]]) -> int:
     """Return how often the networks were trained on a set, at most."""
     return max(len(row["accuracies"]) for row in rows)
 
@@ -169,7 +171,7 @@ def spread_text(repeats: int) -> str:
     return f"mean ± standard deviation over {repeats} trainings" if repeats > 1 else "one training"
 
 
-def summary(values: Sequence[float], name: str = "accuracies") -> dict[str, object]:
+def summary(values: Sequence[float], name: str = "accuracies") -> dict[str, Any]:
     """Return the values of all repeats with their mean and standard deviation, as a row has them."""
     mean, std = mean_std(values)
     return {name: list(values), "mean": mean, "std": std}

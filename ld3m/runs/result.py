@@ -4,15 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ld3m.errors import CheckpointError
 from ld3m.runs import pictures
+from ld3m.runs.folder import DISTILLED, GRID
 from ld3m.runtime.storage import load_tensors, save_tensors
 
-DISTILLED = "distilled.safetensors"
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10
@@ -37,7 +38,7 @@ class Result:
     labels: Tensor
     class_names: tuple[str, ...]
     parameters: Mapping[str, Tensor]
-    config: Mapping[str, object]
+    config: Mapping[str, Any]
     mean: Tensor
     std: Tensor
     path: Path | None = None
@@ -78,7 +79,7 @@ class Result:
         per_class = min(self.ipc, _GRID_PER_CLASS)
         labels = torch.arange(min(len(self.class_names), _GRID_CLASSES))
         shown = (labels[:, None] * self.ipc + torch.arange(per_class)).flatten()
-        pictures.save_png(folder / "grid.png", pictures.grid(self.images[shown], _GRID_PER_CLASS))
+        pictures.save_png(folder / GRID, pictures.grid(self.images[shown], _GRID_PER_CLASS))
 
 
 def load(folder: str | Path) -> Result:

@@ -7,7 +7,7 @@ import torch
 
 from ld3m.errors import ConfigError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}  # that settings may name
 _OUT_OF_MEMORY = r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory"
 
 
@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return the floating-point dtype, which may be given by its name; raise for what weights cannot have."""
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
-        raise ConfigError(f"dtype is one of {', '.join(_DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
+        raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, or a torch dtype of 16 to 64 bits; got {dtype!r}")
     return found

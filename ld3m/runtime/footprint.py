@@ -67,7 +67,7 @@ class CpuLedger(Ledger):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(function, types, args, kwargs)
         if function is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.now + _reordered(*args[:2], result))
+            self.peak = max(self.peak, self.now + _reordered(args[0], args[1], result))
         return result
 
 

@@ -5,6 +5,7 @@ import errno
 import glob
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,22 +28,13 @@ _REMEDIES = {
 }
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
-
-
 @contextlib.contextmanager
 def clear_write_errors(path: Path) -> Iterator[None]:
     """Turn an operating-system error of the block into one that names the path and the remedy."""
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno, "choose another folder")
+        remedy = _REMEDIES.get(error.errno or 0, "choose another folder")
         raise Ld3mError(f"could not write {path}: {error.strerror or error}; {remedy}") from error
 
 
@@ -70,9 +62,11 @@ def replacing(path: Path) -> Iterator[Path]:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                         left.unlink()
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask has it
             yield temporary
             with open(temporary, "rb+") as file:
-                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # safetensors leaves its files readable by the owner alone
+                os.fchmod(file.fileno(), mode)  # safetensors leaves its files readable by the owner alone
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:

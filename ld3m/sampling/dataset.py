@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ld3m.chain import sample
-from ld3m.config.distill import takes
+from ld3m.config.keywords import SampleKeywords, keywords_of
 from ld3m.data.ranges import from_signed, to_signed
 from ld3m.errors import MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
@@ -30,7 +31,7 @@ from ld3m.sampling.job import SampleJob, prepare
 logger = logging.getLogger(__name__)
 
 
-@takes(SampleConfig)
+@keywords_of(SampleConfig)
 def sample_dataset(
     data: object = "builtin",
     *,
@@ -38,7 +39,7 @@ def sample_dataset(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    **settings: object,
+    **settings: Unpack[SampleKeywords],
 ) -> Result:
     """Sample a few images per class from a prior, by statistics of the real ones (D3HR, arXiv 2505.18399).
 

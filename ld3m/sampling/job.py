@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ld3m.config.sample import SampleConfig, resolve
+from ld3m.config import ResolvedSampleConfig, SampleConfig, one_of
+from ld3m.config.sample import resolve
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation.finish import check_protocol
@@ -22,6 +23,7 @@ from ld3m.runs.result import folder_names
 from ld3m.runtime import seeds
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import load_tensors
+from ld3m.sampling import SELECTORS
 from ld3m.sampling.statistics import ClassStatistics
 from ld3m.spaces.latent import check_latent_size
 
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 class SampleJob(Run):
     """A sampling ready to run."""
 
-    config: SampleConfig
+    config: ResolvedSampleConfig
     folder: RunFolder
     prior: Prior
     class_ids: list[int]
@@ -113,10 +115,11 @@ def prepare(
     """
     opening = open_run(data, settings, SampleConfig, out=out, resume=resume, overwrite=overwrite)
     folder = opening.folder or RunFolder(scratch, resume=False, overwrite=False)
-    config, device = with_dtype(opening.config, opening.device), opening.device
-    is_said = config.real_images is not None  # by the user, or by the run that is resumed
-    prior = _open_prior(config, opening.prior, device)
-    config = resolve(config, prior.native_resolution)
+    one_of(opening.config.selector, "selector", tuple(SELECTORS))
+    asked, device = with_dtype(opening.config, opening.device), opening.device
+    is_said = asked.real_images is not None  # by the user, or by the run that is resumed
+    prior = _open_prior(asked, opening.prior, device)
+    config = resolve(asked, prior.native_resolution)
     check_protocol(config.evaluate, config.resolution)
     prior.require_resolution(config.resolution)
     check_latent_size(config.resolution // prior.downsample, prior)
@@ -142,7 +145,7 @@ def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: to
     return copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
 
 
-def _check_images(config: SampleConfig, dataset: Dataset, is_said: bool) -> SampleConfig:
+def _check_images(config: ResolvedSampleConfig, dataset: Dataset, is_said: bool) -> ResolvedSampleConfig:
     """Refuse classes with too few images; say how many of the largest are used, unless the settings said it."""
     counts = torch.bincount(dataset.train.labels, minlength=dataset.train.num_classes)
     name, fewest, most = dataset.class_names[int(counts.argmin())], int(counts.min()), int(counts.max())

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import DistillConfig, ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.memory.plan import Plan
@@ -49,14 +49,14 @@ class SpaceSetup(Protocol[AnyPrior]):
         """Open the prior that the settings name, or take the one that is given."""
         ...
 
-    def check(self, config: DistillConfig, prior: AnyPrior) -> None:
+    def check(self, config: ResolvedDistillConfig, prior: AnyPrior) -> None:
         """Refuse what can be refused before any data is read."""
 
-    def plan(self, config: DistillConfig, prior: AnyPrior, dataset: Dataset) -> Plan | None:
+    def plan(self, config: ResolvedDistillConfig, prior: AnyPrior, dataset: Dataset) -> Plan | None:
         """Plan the memory; None where there is nothing to plan."""
 
     def build(
-        self, config: DistillConfig, prior: AnyPrior, dataset: Dataset, plan: Plan | None, device: torch.device
+        self, config: ResolvedDistillConfig, prior: AnyPrior, dataset: Dataset, plan: Plan | None, device: torch.device
     ) -> Space:
         """Build the space at its start."""
         ...
@@ -80,7 +80,7 @@ class DiffusionSetup:
         prior = load_prior(given or config.prior, device=device, dtype=config.dtype or "float32", **options)
         return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
 
-    def check(self, config: DistillConfig, prior: Prior) -> None:
+    def check(self, config: ResolvedDistillConfig, prior: Prior) -> None:
         if "latents" not in config.learn and (not self.has_chain or prior.conditioning_shape is None):
             reason = f"{prior.name} is unconditional" if self.has_chain else f"space {config.space!r} has no chain"
             raise ConfigError(f"{reason}, so learn needs 'latents'; got {list(config.learn)}")

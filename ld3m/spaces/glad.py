@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ld3m.config.distill import INITS, DistillConfig
+from ld3m.config import INITS, DistillConfig, ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.data.ranges import to_pixels
 from ld3m.errors import ConfigError
@@ -81,7 +81,7 @@ class GladSetup:
             raise ConfigError(f"space 'glad' takes a StyleGAN as prior, got {given.name}; choose one that fits")
         return load_stylegan(given or generator_name(config), device=device, dtype=config.dtype or "float32")
 
-    def check(self, config: DistillConfig, prior: StyleGAN) -> None:
+    def check(self, config: ResolvedDistillConfig, prior: StyleGAN) -> None:
         layer, num_layers = layer_of(config), len(prior.layers)
         if not 0 <= layer < num_layers:
             raise ConfigError(
@@ -92,11 +92,11 @@ class GladSetup:
         if config.class_ids is not None:
             check_class_ids(prior, config.class_ids)
 
-    def plan(self, config: DistillConfig, prior: StyleGAN, dataset: Dataset) -> Plan:
+    def plan(self, config: ResolvedDistillConfig, prior: StyleGAN, dataset: Dataset) -> Plan:
         return plan_glad(config, prior, dataset.train.num_classes)
 
     def build(
-        self, config: DistillConfig, prior: StyleGAN, dataset: Dataset, plan: Plan | None, device: torch.device
+        self, config: ResolvedDistillConfig, prior: StyleGAN, dataset: Dataset, plan: Plan | None, device: torch.device
     ) -> GladSpace:
         assert plan is not None
         features, codes = initial_features(config, prior, dataset)
@@ -120,7 +120,7 @@ def generator_name(config: DistillConfig) -> str:
     return f"random:stylegan-{32 if resolution < 128 else 128 if resolution < 256 else 256}"
 
 
-def initial_features(config: DistillConfig, generator: StyleGAN, dataset: Dataset) -> tuple[Tensor, Tensor]:
+def initial_features(config: ResolvedDistillConfig, generator: StyleGAN, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Return (features, codes) in float32, of a random z an image, and of its class where the generator has classes."""
     num_images = dataset.train.num_classes * config.ipc
     layer = layer_of(config)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ld3m.chain import reverse_chain
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.data.ranges import to_pixels
 from ld3m.errors import ConfigError
@@ -43,7 +43,7 @@ class LatentSpace:
         *,
         learn: tuple[str, ...],
         resolution: int,
-        chain: DistillConfig | None,
+        chain: ResolvedDistillConfig | None,
         retain: float = 0.0,
         micro_batch: int | None = None,
         decoder_batch: int | None = None,
@@ -74,7 +74,9 @@ class LatentSpace:
     def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)
 
-    def _run_chain(self, chain: DistillConfig, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+    def _run_chain(
+        self, chain: ResolvedDistillConfig, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]
+    ) -> Tensor:
         noise = self._noise(rows, chain.seed, () if chain.noise == "fixed" else noise_seed)
         conditioning = self.parameters.get("conditioning")
         return reverse_chain(
@@ -110,21 +112,21 @@ class LatentSetup(DiffusionSetup):
     def __init__(self, *, has_chain: bool) -> None:
         self.has_chain = has_chain
 
-    def check(self, config: DistillConfig, prior: Prior) -> None:
+    def check(self, config: ResolvedDistillConfig, prior: Prior) -> None:
         if config.latent_size is None:
             prior.require_resolution(config.resolution)
         if self.has_chain:
             check_latent_size(config.latent_size or config.resolution // prior.downsample, prior)
         super().check(config, prior)
 
-    def plan(self, config: DistillConfig, prior: Prior, dataset: Dataset) -> Plan:
+    def plan(self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> Plan:
         num_classes, most_images = dataset.train.num_classes, int(torch.bincount(dataset.train.labels).max())
         real_batch = min(config.real_batch, most_images)
         work = Workload.of(config, has_chain=self.has_chain, num_classes=num_classes, real_batch=real_batch)
         return plan_work(prior, work, config.memory_budget, config.retain)
 
     def build(
-        self, config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
+        self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
     ) -> LatentSpace:
         assert plan is not None
         images = initial_images(config, dataset)

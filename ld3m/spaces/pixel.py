@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior
@@ -47,10 +47,10 @@ class PixelSpace:
 class PixelSetup(DiffusionSetup):
     """How a distillation of pixels is set up; of the prior, the resolution alone is asked for."""
 
-    def plan(self, config: DistillConfig, prior: Prior, dataset: Dataset) -> None:
+    def plan(self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> None:
         """Nothing is planned."""
 
     def build(
-        self, config: DistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
+        self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device
     ) -> PixelSpace:
         return PixelSpace(initial_images(config, dataset).to(device), dataset.mean, dataset.std)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ld3m.config.distill import INITS, DistillConfig
+from ld3m.config import INITS, ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.data.ranges import resize, to_signed
@@ -19,7 +19,7 @@ from ld3m.runs.result import Result
 from ld3m.runtime import seeds
 
 
-def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
+def initial_images(config: ResolvedDistillConfig, dataset: Dataset) -> Tensor:
     """Return the images (N, 3, H, W) in [0, 1] that the optimisation starts from, class-major."""
     num_classes = dataset.train.num_classes
     generator = seeds.generator(config.seed, "initial images")
@@ -39,7 +39,7 @@ def initial_images(config: DistillConfig, dataset: Dataset) -> Tensor:
     return given.images
 
 
-def initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
+def initial_latents(config: ResolvedDistillConfig, prior: Prior, images: Tensor, at_once: int) -> Tensor:
     """Return the latents (N, c, h, w) in float32: the images encoded, some at a time, or noise."""
     side = config.latent_size or config.resolution // prior.downsample
     shape = (len(images), prior.latent_channels, side, side)
@@ -49,7 +49,7 @@ def initial_latents(config: DistillConfig, prior: Prior, images: Tensor, at_once
     return torch.cat([prior.encode(to_signed(part.to(prior.device))) for part in images.split(at_once)])
 
 
-def initial_conditioning(config: DistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
+def initial_conditioning(config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:
     """Return the conditioning (N, tokens, dim) in float32; None where the prior has none."""
     if prior.conditioning_shape is None:
         return None

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ld3m
 from ld3m import cli
-from ld3m.config.distill import DistillConfig
+from ld3m.config import DistillConfig
 from ld3m.distillation.objectives import ClassMatching
 from ld3m.evaluation import TeacherTraining
 from ld3m.evaluation.protocols import PROTOCOLS

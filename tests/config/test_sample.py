@@ -5,16 +5,14 @@ import math
 import pytest
 import yaml
 
-from ld3m.config import distill as configuration
-from ld3m.config import sample as sampling_config
+from ld3m import config as configuration
 from ld3m.errors import ConfigError
-from ld3m.sampling import SELECTORS, SampleConfig, resolve
+from ld3m.sampling import SampleConfig, resolve
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"selector": "groups"}, "selector is one of group, .*did you mean 'group'"),
         ({"compat": "d4m"}, "compat is one of d3hr"),
         ({"dtype": "float16"}, "dtype is one of"),
         ({"ipc": 0}, "ipc is a whole number, at least 1; got 0"),
@@ -57,7 +55,3 @@ def test_resolution_decides_what_is_not_said():
 def test_a_file_has_the_same_settings():
     config = SampleConfig(selector="moments", weights=(1.0, 2.0, 0.5), class_ids=(3, 1))
     assert configuration.build(yaml.safe_load(configuration.to_yaml(config)), SampleConfig()) == config
-
-
-def test_every_selector_can_be_named():
-    assert tuple(SELECTORS) == sampling_config.SELECTORS

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 import ld3m
-from ld3m.config.distill import PRESETS, build
+from ld3m.config import PRESETS, DistillConfig, build
 from ld3m.distillation import experts, objectives
 from ld3m.distillation.job import prepare
 from ld3m.distillation.objectives import ClassMatching
@@ -342,4 +342,4 @@ def test_a_float64_prior_is_driven_by_float32_latents(coloured, distill_small):
 def test_settings_are_checked_by_name(distill_small):
     with pytest.raises(ConfigError, match="'iteration' is not a setting of distill; did you mean 'iterations'"):
         distill_small(iteration=3)
-    assert build({}).iterations is None
+    assert build({}, DistillConfig()).iterations is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ld3m
-from ld3m.config import DistillConfig
+from ld3m.config import DistillConfig, resolve
 from ld3m.distillation.job import objective_of, prepare
 from ld3m.errors import ConfigError
 from ld3m.matching import Line
@@ -308,7 +308,7 @@ def test_saved_bytes_are_those_that_hooks_count(steps, ipc, classes, guidance, s
         tiny_prior.null_conditioning(images) if steps else None,
         learn=("latents", "conditioning"),
         resolution=16,
-        chain=DistillConfig(steps=steps, guidance_scale=guidance) if steps else None,
+        chain=resolve(DistillConfig(steps=steps, guidance_scale=guidance), 16) if steps else None,
         retain=plan.retain,
         micro_batch=plan.micro_batch,
         decoder_batch=plan.decoder_batch,

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from ld3m.config.distill import DistillConfig
+from ld3m.config import DistillConfig
 from ld3m.errors import CheckpointError, ConfigError, Ld3mError
 from ld3m.runs import folder as runs
 from ld3m.runs.folder import RunFolder
@@ -41,7 +41,7 @@ def test_a_started_run_is_resumed_with_its_settings(tmp_path):
     assert not started(tmp_path / "a" / "run").is_resumed
     folder = claim(tmp_path / "a" / "run", resume=True)
     assert folder.is_resumed
-    assert folder.stored() == ("some/data", CONFIG)
+    assert folder.stored(DistillConfig) == ("some/data", CONFIG)
 
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path):
@@ -85,7 +85,7 @@ def test_what_a_killed_write_left_counts_as_empty(options, tmp_path):
     (tmp_path / ".config.yaml.tmp").touch()
     folder = started(tmp_path, **options)
     assert not folder.is_resumed
-    assert claim(tmp_path, resume=True).stored() == ("some/data", CONFIG)
+    assert claim(tmp_path, resume=True).stored(DistillConfig) == ("some/data", CONFIG)
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
@@ -159,7 +159,7 @@ def test_damaged_settings_are_named(tmp_path):
     started(tmp_path)
     (tmp_path / "config.yaml").write_text("data: x\nitterations: 3\n")
     with pytest.raises(ConfigError, match="'itterations' is not a setting"):
-        claim(tmp_path, resume=True).stored()
+        claim(tmp_path, resume=True).stored(DistillConfig)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):

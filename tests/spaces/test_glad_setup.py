@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import ld3m
-from ld3m.config.distill import DistillConfig, resolve
+from ld3m.config import DistillConfig, resolve
 from ld3m.distillation.job import objective_of, prepare
 from ld3m.distillation.loop import _Loop
 from ld3m.distillation.objectives import ClassMatching

@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from ld3m.chain import reverse_chain
-from ld3m.config import DistillConfig
+from ld3m.config import DistillConfig, resolve
 from ld3m.memory import Plan
 from ld3m.spaces import LatentSpace, latent
 
-CHAIN = DistillConfig(steps=3, guidance_scale=2.0, seed=4)
+CHAIN = resolve(DistillConfig(steps=3, guidance_scale=2.0, seed=4), 16)
 DRAW = torch.Generator().manual_seed(0)
 LATENTS = torch.randn(4, 3, 8, 8, generator=DRAW)
 CONDITIONING = torch.randn(4, 1, 8, generator=DRAW)

@@ -1,0 +1,118 @@
+"""The commands that train on real images: `ld3m experts`, `ld3m teacher`, `ld3m prior train`."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ld3m.cli.commands import Command, Flat, Positional
+from ld3m.config import DistillConfig, ExpertTraining, TeacherTraining, resolve
+from ld3m.prior_training.settings import PriorTraining
+
+
+@dataclass(frozen=True)
+class ExpertsCommand(Command):
+    """Train expert trajectories for trajectory matching and store them as safetensors."""
+
+    out: Path
+    """Folder of the trajectories; those that are there already are kept."""
+    data: Positional[str] = "builtin"
+    """Folder or zip of images, one folder per class."""
+    resolution: int = 32
+    """Image side in pixels."""
+    training: Flat[ExpertTraining] = field(default_factory=ExpertTraining)
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def execute(self) -> None:
+        from ld3m.data import load
+        from ld3m.distillation.experts import train_experts
+
+        training = self.training
+        dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
+        config = DistillConfig(algorithm="mtt", network=training.network, width=training.width)
+        options: dict[str, Any] = vars(training) | {"width": resolve(config, self.resolution).width}
+        train_experts(dataset, self.out, **options, device=self.device, progress=not self.quiet)
+        print(f"{training.num_experts} experts in {self.out}")
+
+
+@dataclass(frozen=True)
+class TeacherCommand(Command):
+    """Train a teacher for soft labels on the real training images and store it as safetensors."""
+
+    out: Path
+    """File of the teacher."""
+    data: Positional[str] = "builtin"
+    """Folder or zip of images, one folder per class."""
+    resolution: int = 32
+    """Image side in pixels: that of the distilled images."""
+    training: Flat[TeacherTraining] = field(default_factory=TeacherTraining)
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    overwrite: bool = False
+    """Replace the file --out."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def execute(self) -> None:
+        from ld3m.data import load
+        from ld3m.evaluation import train_teacher
+
+        dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
+        options = {"device": self.device, "overwrite": self.overwrite, "progress": not self.quiet}
+        teacher = train_teacher(dataset, self.out, self.training, **options)
+        print(f"{teacher.name} in {self.out}; use it with: ld3m evaluate RUN --labels soft --teacher {self.out}")
+
+
+@dataclass(frozen=True)
+class PriorTrainCommand(Command):
+    """Train a latent diffusion model on your own images: a KL first stage, then a class-conditional U-Net."""
+
+    out: Path
+    """Folder of the training; the prior itself goes to OUT/prior."""
+    data: Positional[str] = "builtin"
+    """Folder or zip of images, one folder per class, or a folder of IDX files (MNIST family)."""
+    training: Flat[PriorTraining] = field(default_factory=PriorTraining)
+    resume: bool = False
+    """Go on with the training in --out."""
+    preview_every: int = 500
+    """Denoiser steps between two grids of samples."""
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def execute(self) -> None:
+        from ld3m.data import load
+        from ld3m.prior_training.preview import save_samples
+        from ld3m.prior_training.train import train_prior
+
+        training = self.training
+        dataset = load(self.data, resolution=training.resolution, holdout=self.holdout)
+        try:
+            folder = train_prior(
+                dataset,
+                self.out,
+                training,
+                device=self.device,
+                resume=self.resume,
+                preview=partial(save_samples, seed=training.seed, at_once=training.first_stage_batch),
+                preview_every=self.preview_every,
+                progress=not self.quiet,
+            )
+        except KeyboardInterrupt:
+            print("\ngo on with the same command and --resume", file=sys.stderr)
+            raise
+        words = ["ld3m", "distill", self.data, "--prior", str(folder)]
+        words += [] if self.holdout is None else ["--holdout", str(self.holdout)]
+        print(f"prior in {folder}; use it with: {shlex.join(words)}")

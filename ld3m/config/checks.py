@@ -1,0 +1,50 @@
+"""Checks of single values: choices, counts, numbers. Each raises one sentence that names the setting."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+from ld3m.errors import ConfigError
+
+
+def one_of(value: object, argument: str, valid: Iterable[str]) -> None:
+    """Raise unless `value` is one of the valid names; the nearest one is suggested."""
+    names = tuple(valid)
+    if value not in names:
+        near = difflib.get_close_matches(str(value), names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{argument} is one of {', '.join(names)}; got {value!r}{hint}")
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number from `least` on; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_count(value: object, argument: str, least: int = 1, reason: str = "") -> None:
+    """Raise unless a value is a whole number from `least` on; the reason for the limit is added to the message."""
+    if not is_count(value, least):
+        raise ConfigError(f"{argument} is a whole number, at least {least}{reason}; got {value!r}")
+
+
+def check_epochs(value: object, argument: str) -> None:
+    """Raise unless a value is a possible length of a training."""
+    check_count(value, argument, 2, " (one warms up, one cools down)")
+
+
+def check_positive(value: float, argument: str) -> None:
+    """Raise unless a number is above 0 and finite."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{argument} is a number above 0, got {value!r}")
+
+
+def check_finite(value: float, argument: str) -> None:
+    """Raise for NaN and infinite numbers."""
+    if not math.isfinite(value):
+        raise ConfigError(f"{argument} is a finite number, got {value!r}")
+
+
+def check_fraction(value: float, argument: str) -> None:
+    """Raise unless a number is from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{argument} is a fraction from 0 to 1, got {value!r}")

@@ -1,0 +1,47 @@
+"""Settings that every run has which makes a set of images."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ld3m.config.checks import check_count
+from ld3m.config.fields import Settings
+
+Dtype = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Settings of every run that makes a set of images."""
+
+    prior: str = "builtin"
+    """Frozen generator: "builtin", "random:NAME", a CompVis or DiT checkpoint, a diffusers folder or a hub id."""
+    prior_config: str | None = None
+    """YAML of a CompVis checkpoint, not needed for cin256-v2 and unconditional FFHQ; folder of a DiT's autoencoder."""
+    ipc: int = 1
+    """Images per class to make."""
+    resolution: int | None = None
+    """Image side in pixels; the prior's own when not given."""
+    class_ids: tuple[int, ...] | None = None
+    """The prior's class for each class of the data, in label order; matched by name when not given."""
+    device: str | None = None
+    """torch device; "cuda" where there is one when not given."""
+    dtype: Dtype | None = None
+    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
+    seed: int = 0
+    """Everything random follows from it."""
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    strict: bool = False
+    """Refuse images that cannot be read instead of skipping them with a count."""
+    evaluate: str | None = None
+    """Protocol run at the end: "quick" (the default below 128 px), "glad-hard" (from there on), or "none"."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_counts("ipc", "resolution")
+
+    def check_counts(self, *names: str) -> None:
+        """Raise unless each of these settings is a whole number from 1 on, or left open."""
+        for name in names:
+            if (value := getattr(self, name)) is not None:
+                check_count(value, name)
