@@ -61,7 +61,7 @@ class LatentSpace:
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         latents = self.parameters["latents"][rows]
         if self.chain is not None:
-            latents = self._run_chain(self.chain, latents, rows, noise_seed)
+            latents = self._run_chain(latents, rows, noise_seed)
         if self.decoder_batch is None:
             return self._show(latents)
         return torch.cat([_Recomputed.apply(self._show, part) for part in latents.split(self.decoder_batch)])
@@ -74,10 +74,9 @@ class LatentSpace:
     def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)
 
-    def _run_chain(
-        self, chain: ResolvedDistillConfig, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]
-    ) -> Tensor:
-        noise = self._noise(rows, chain.seed, () if chain.noise == "fixed" else noise_seed)
+    def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        chain, noise = self.chain, self.noise(rows, noise_seed)
+        assert chain is not None
         conditioning = self.parameters.get("conditioning")
         return reverse_chain(
             self.prior,
@@ -92,13 +91,14 @@ class LatentSpace:
             micro_batch=self.micro_batch,
         )
 
-    def _noise(self, rows: Tensor, seed: int, purpose: tuple[object, ...]) -> Tensor:
+    def noise(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         """Draw the noise (n, c, h, w) of the rows' chains."""
-        latents = self.parameters["latents"]
+        assert self.chain is not None
+        latents, purpose = self.parameters["latents"], () if self.chain.noise == "fixed" else noise_seed
         # Drawn for all images, so that an image's noise does not depend on which others are rendered with it; and once
         # for all groups of rows that are rendered one after the other.
         if self._drawn is None or self._drawn[0] != purpose:
-            generator = seeds.generator(seed, "noise", *purpose)
+            generator = seeds.generator(self.chain.seed, "noise", *purpose)
             self._drawn = purpose, torch.randn(latents.shape, generator=generator)
         return self._drawn[1][rows.cpu()].to(latents)
 

@@ -109,7 +109,7 @@ def test_the_gradient_does_not_depend_on_what_is_held_at_once(algorithm, job, re
     found = []
     for classes, retain, micro_batch in [(3, 1.0, None), (1, 0.0, 1), (2, 0.4, 3)]:
         made = job(algorithm=algorithm, augment=True)
-        made.space.chain = replace(made.space.chain, retain=retain, micro_batch=micro_batch)
+        made.space.retain, made.space.micro_batch = retain, micro_batch
         objective = ClassMatching(
             made.space, made.dataset, made.config, classes_in_flight=classes, device=torch.device("cpu")
         )
