@@ -74,7 +74,8 @@ def train_and_test(
     built = [networks.build(name, **size, generator=generator).to(device) for generator in generators]
     if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
         for network in built:
-            network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU; with group norms it is slower
+            # A fifth faster on a CPU; with group norms it is slower.
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ready = {  # repeats may share their images
         key: part if isinstance(part, NormalisedImages) else NormalisedImages(part.to(device), data, device)
         for key, part in {id(part): part for part in images}.items()

@@ -1,6 +1,7 @@
 """Images sampled from pure noise by the chain without injection: what a prior has learnt, to look at and to measure."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ def sample_images(
 ) -> Tensor:
     """Sample images (N, 3, H, W) in [0, 1] from pure noise by DDIM, one for each class id (N,), some at a time."""
     side = prior.native_resolution // prior.downsample
-    noise = torch.randn((len(class_ids), prior.latent_channels, side, side), generator=draw).to(prior.device)
+    channels: Any = prior.latent_channels
+    noise = torch.randn((len(class_ids), channels, side, side), generator=draw).to(prior.device)
     # A zero latent noised to the first timestep is the noise itself, scaled by √(1−ᾱ) ≈ 1.
     latents = reverse_chain(
         prior,
