@@ -23,7 +23,7 @@ from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
-from ld3m.evaluation.inputs import open_subject
+from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
@@ -97,7 +97,7 @@ def evaluate(
     teacher = _teacher(teacher, protocol, config.baselines)
     device = usable(config.device)
     together = _together(config.together, protocol, device)
-    result, dataset, folder = open_subject(result_or_folder, data)
+    result, dataset, folder = open_inputs(result_or_folder, data)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, dataset, protocol, config, device, teacher)

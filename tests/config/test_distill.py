@@ -251,7 +251,12 @@ def test_nothing_is_open_that_a_run_needs(algorithm, space):
 
 
 def test_a_preset_without_a_value_asks_for_it(monkeypatch):
-    monkeypatch.setitem(PRESETS, "builtin", PRESETS["builtin"] | {"lr": {"dm": 1.0}})
+    monkeypatch.setitem(PRESETS, "builtin", {k: v for k, v in PRESETS["builtin"].items() if k != "lr"})
     with pytest.raises(ConfigError, match="preset 'builtin' has no lr for algorithm 'dc' in space 'ld3m'; give lr"):
         resolve(DistillConfig(), 32)
     assert resolve(DistillConfig(lr=2.0), 32).lr == 2.0
+
+
+def test_a_loss_that_no_preset_knows_has_the_values_of_gradient_matching(monkeypatch):
+    monkeypatch.setitem(PRESETS, "builtin", PRESETS["builtin"] | {"lr": {"dc": 7.0, "dm": 1.0}})
+    assert resolve(DistillConfig(algorithm="mtt"), 32).lr == 7.0
