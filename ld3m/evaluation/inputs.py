@@ -1,4 +1,4 @@
-"""The inputs of an evaluation: a distilled set from a result, a folder or a pair of tensors, and the data that fits it."""
+"""The inputs of an evaluation: a distilled set from a result, a folder or a pair of tensors, and its data."""
 
 import os
 from pathlib import Path

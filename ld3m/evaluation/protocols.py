@@ -34,7 +34,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The training of the networks: by default SGD with hard labels and DSA on every batch, and an average of the weights
+    """The training of the networks: by default SGD with hard labels and DSA on every batch; an average of the weights
     over the epochs (EMA) is tested.
 
     Args:
