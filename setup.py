@@ -132,8 +132,11 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The ld3m authors",
-    url="https://github.com/ld3m/ld3m",
-    project_urls={"Paper": "https://arxiv.org/abs/2403.03881"},
+    url="https://arxiv.org/abs/2403.03881",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2403.03881",
+        "Evaluation of GLaD": "https://arxiv.org/abs/2305.01649",
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
