@@ -180,7 +180,7 @@ setup(
             "ruff==0.17.6",  # lint and format
             "pyright==1.1.414",  # types
             "import-linter==2.17",  # which room may import which
-            "pre-commit==4.6.0",  # the three above before each commit
+            "pre-commit==4.7.0",  # the three above before each commit
         ],
         "docs": [
             "mkdocs-material",  # the pages
