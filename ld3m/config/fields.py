@@ -85,8 +85,8 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 def to_yaml(config: Settings, **more: object) -> str:
     """Return a config, and what else belongs beside it, as YAML."""
-    dump: Any = yaml.safe_dump
-    return dump({**more, **to_plain(config)}, sort_keys=False)
+    settings = {**more, **to_plain(config)}
+    return yaml.safe_dump(settings, sort_keys=False)  # pyright: ignore[reportUnknownMemberType]
 
 
 def to_plain(config: Settings) -> dict[str, object]:
