@@ -132,8 +132,11 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The ld3m authors",
-    url="https://github.com/ld3m/ld3m",
-    project_urls={"Paper": "https://arxiv.org/abs/2403.03881"},
+    url="https://arxiv.org/abs/2403.03881",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2403.03881",
+        "Evaluation of GLaD": "https://arxiv.org/abs/2305.01649",
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
@@ -177,7 +180,7 @@ setup(
             "ruff==0.17.6",  # lint and format
             "pyright==1.1.414",  # types
             "import-linter==2.17",  # which room may import which
-            "pre-commit==4.6.0",  # the three above before each commit
+            "pre-commit==4.7.0",  # the three above before each commit
         ],
         "docs": [
             "mkdocs-material",  # the pages

@@ -23,7 +23,7 @@ import ld3m
 from ld3m.config import EvaluateConfig
 from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
-from ld3m.evaluation.inputs import open_subject
+from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import find
 from ld3m.runs.facts import versions
@@ -102,7 +102,7 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
 
     The real images stand beside the first set alone: for all sets of a size they are the same trainings.
     """
-    result, dataset, _ = open_subject(out, arguments.data)
+    result, dataset, _ = open_inputs(out, arguments.data)
     teacher = load_teacher(arguments.teacher) if arguments.teacher else None
     protocol = find(arguments.protocol).with_labels("soft" if teacher else None).with_dtype(arguments.dtype)
     device = resolve_device(None)

@@ -29,7 +29,7 @@ class InfoCommand(Command):
     network: str = "ConvNet"
     """Network that is matched."""
     real_batch: int | None = None
-    """Real images a class and iteration."""
+    """Real images per class and iteration."""
     dtype: str | None = None
     """Precision of the prior's weights."""
 

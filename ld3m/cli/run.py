@@ -39,7 +39,7 @@ class RunCommand(Command):
 
     @property
     def method(self) -> str:
-        """What a run's folder is named by, beside data and time."""
+        """The middle of a run's name, between data and time."""
         raise NotImplementedError
 
     @staticmethod

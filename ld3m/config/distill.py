@@ -64,7 +64,7 @@ class DistillConfig(RunConfig):
     lr_codes: float | None = None
     """Learning rate of the codes (glad)."""
     real_batch: int | None = None
-    """Real images a class and iteration; all of a class that has fewer."""
+    """Real images per class and iteration; all of a class that has fewer."""
     augment: bool = True
     """Differentiable siamese augmentation (DSA)."""
     experts: str | None = None
@@ -199,7 +199,12 @@ def _preset(config: DistillConfig, name: str, resolution: int) -> dict[str, Any]
     preset |= preset.get(config.space, {})
     known = {one.name for one in fields(config)}  # not the names of spaces
     return {
-        key: cast("Mapping[str, Any]", value).get(config.algorithm) if isinstance(value, Mapping) else value
+        key: _of_algorithm(cast("Mapping[str, Any]", value), config) if isinstance(value, Mapping) else value
         for key, value in preset.items()
         if key in known
     }
+
+
+def _of_algorithm(values: Mapping[str, Any], config: DistillConfig) -> Any:
+    """Return the value of the algorithm; a loss that no preset knows has that of gradient matching."""
+    return values[config.algorithm if config.algorithm in values else "dc"]

@@ -23,8 +23,8 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value: Any = getattr(self, field.name)
-            if type(value) is list:
-                object.__setattr__(self, field.name, tuple(cast("list[object]", value)))
+            if issubclass(type(value), list):
+                object.__setattr__(self, field.name, tuple(value))
             if value is not None and (choices := choices_of(field.type)):
                 one_of(value, field.name, choices)
 
@@ -85,7 +85,8 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 def to_yaml(config: Settings, **more: object) -> str:
     """Return a config, and what else belongs beside it, as YAML."""
-    return yaml.dump({**more, **to_plain(config)}, Dumper=yaml.SafeDumper, sort_keys=False)
+    settings = {**more, **to_plain(config)}
+    return yaml.safe_dump(settings, sort_keys=False)  # pyright: ignore[reportUnknownMemberType]
 
 
 def to_plain(config: Settings) -> dict[str, object]:

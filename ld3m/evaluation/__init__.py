@@ -1,4 +1,4 @@
-"""How well networks do on real test images after training on a distilled set, beside real images of the same number."""
+"""Evaluation: networks trained on a distilled set, and on as many real images, tested on real images."""
 
 from ld3m.config import TeacherTraining as TeacherTraining
 from ld3m.evaluation.comparison import evaluate as evaluate

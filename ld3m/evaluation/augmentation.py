@@ -1,4 +1,4 @@
-"""What a protocol does to a batch before the network sees it: DSA, or random resized crops, flips and CutMix."""
+"""Augmentations of a protocol, applied to each batch: DSA, or random resized crops, flips and CutMix."""
 
 import math
 from collections.abc import Callable

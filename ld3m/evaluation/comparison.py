@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
-from ld3m.evaluation.inputs import open_subject
+from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
@@ -97,7 +97,7 @@ def evaluate(
     teacher = _teacher(teacher, protocol, config.baselines)
     device = resolve_device(config.device)
     together = _together(config.together, protocol, device)
-    result, dataset, folder = open_subject(result_or_folder, data)
+    result, dataset, folder = open_inputs(result_or_folder, data)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, dataset, protocol, config, device, teacher)
@@ -249,7 +249,7 @@ class Comparison:
         protocol = json.loads(json.dumps(protocol))  # tuples become lists: equal after to_json and from_json
         return Report(rows, protocol, self.result.config.get("network"), about)
 
-    def _row(self, accuracies: Mapping[Training, list[float]], name: str, network: str) -> dict[str, object]:
+    def _row(self, accuracies: Mapping[Training, list[float]], name: str, network: str) -> dict[str, Any]:
         own = [Training(name, network, repeat) for repeat in range(self.config.repeats)]
         row = {"set": name, "network": network} | summary([accuracies[training][-1] for training in own])
         if self.teacher:
@@ -275,7 +275,7 @@ class Comparison:
                     "raise full_epochs, which is %d", full.network, accuracies[full][-1], few, self.config.full_epochs,
                 )  # fmt: skip
 
-    def _score_trainings(self, accuracies: Mapping[Training, list[float]]) -> list[dict[str, object]]:
+    def _score_trainings(self, accuracies: Mapping[Training, list[float]]) -> list[dict[str, Any]]:
         groups: dict[tuple[str, str, str], list[float]] = {}
         for t in self.extra:
             groups.setdefault((t.set, t.network, t.variant), []).append(accuracies[t][-1])

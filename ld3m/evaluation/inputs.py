@@ -1,4 +1,4 @@
-"""What is evaluated: a distilled set from a result, a folder or a pair of tensors, and the data that fits it."""
+"""The inputs of an evaluation: a distilled set from a result, a folder or a pair of tensors, and its data."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ from ld3m.runs.result import Result
 from ld3m.runs.result import load as load_result
 
 
-def open_subject(subject: object, data: object) -> tuple[Result, Dataset, Path | None]:
+def open_inputs(inputs: object, data: object) -> tuple[Result, Dataset, Path | None]:
     """Return the distilled set, the data at its resolution, and the folder that was given.
 
     Args:
-        subject: a Result, the folder of one, or a pair (images, labels).
+        inputs: a Result, the folder of one, or a pair (images, labels).
         data: a Dataset, or any source that `ld3m.data.load` reads.
 
     Raises:
@@ -26,8 +26,8 @@ def open_subject(subject: object, data: object) -> tuple[Result, Dataset, Path |
         DataError: classes differ, or there is nothing to test on.
         InputError: the images or labels are not such.
     """
-    folder = Path(subject) if isinstance(subject, str | os.PathLike) else None
-    result = load_result(folder) if folder else subject
+    folder = Path(inputs) if isinstance(inputs, str | os.PathLike) else None
+    result = load_result(folder) if folder else inputs
     images, labels = _images_and_labels(result)
     config = result.config if isinstance(result, Result) else {}
     # Where the data has no test split, the part that is held out follows from the settings of the distillation.
@@ -43,15 +43,15 @@ def open_subject(subject: object, data: object) -> tuple[Result, Dataset, Path |
     return result, data, folder
 
 
-def _images_and_labels(subject: object) -> tuple[Tensor, Tensor]:
-    if isinstance(subject, Result):
-        images, labels = subject.images, subject.labels
-    elif isinstance(subject, tuple | list) and len(subject) == 2:
-        images, labels = map(torch.as_tensor, subject)
+def _images_and_labels(inputs: object) -> tuple[Tensor, Tensor]:
+    if isinstance(inputs, Result):
+        images, labels = inputs.images, inputs.labels
+    elif isinstance(inputs, tuple | list) and len(inputs) == 2:
+        images, labels = map(torch.as_tensor, inputs)
     else:
         raise InputError(
             "evaluate needs a Result, the folder of one, or a pair (images, labels) of tensors, "
-            f"got {type(subject).__name__}"
+            f"got {type(inputs).__name__}"
         )
     if images.dtype == torch.uint8:
         images = to_unit(images)

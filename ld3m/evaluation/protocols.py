@@ -12,7 +12,7 @@ from ld3m.networks import base_name
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is set for each network.
+    """Settings of the training of one network.
 
     Args:
         rate: the highest learning rate.
@@ -34,7 +34,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How networks are trained: by default SGD with hard labels and DSA on every batch, and an average of the weights
+    """The training of the networks: by default SGD with hard labels and DSA on every batch; an average of the weights
     over the epochs (EMA) is tested.
 
     Args:

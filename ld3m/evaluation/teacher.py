@@ -42,7 +42,7 @@ class Teacher:
 
     @cached_property
     def name(self) -> str:
-        """What the rows call it: network, data, and the start of a digest of its weights."""
+        """The name in the rows: network, data, and the start of a digest of its weights."""
         return f"{self.kind} of {self.data} ({fingerprint(self.network.state_dict().values())[:8]})"
 
     def to(self, device: torch.device) -> "Teacher":

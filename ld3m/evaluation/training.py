@@ -74,7 +74,8 @@ def train_and_test(
     built = [networks.build(name, **size, generator=generator).to(device) for generator in generators]
     if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
         for network in built:
-            network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU; with group norms it is slower
+            # A fifth faster on a CPU; with group norms it is slower.
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ready = {  # repeats may share their images
         key: part if isinstance(part, NormalisedImages) else NormalisedImages(part.to(device), data, device)
         for key, part in {id(part): part for part in images}.items()
@@ -131,7 +132,9 @@ def train(
             group["lr"] = rate_in(recipe.rate, epoch, recipe.epochs)
         order = torch.stack([torch.randperm(len(labels), generator=generator) for generator in generators])
         for batch in order.to(labels.device).split(size, 1):  # (R, B)
-            drawn = [augment(part[at], draw) for part, at, draw in zip(images, batch, generators, strict=True)]
+            drawn = [
+                augment(part[at], generator) for part, at, generator in zip(images, batch, generators, strict=True)
+            ]
             seen, mixes = torch.stack([augmented for augmented, _ in drawn]), [mix for _, mix in drawn]
             wanted = labels[batch] if answers is None else answers(seen.flatten(0, 1)).unflatten(0, batch.shape)
             optimiser.zero_grad()
@@ -218,7 +221,7 @@ def accuracy(network: nn.Module, data: Dataset) -> float:
     device = next(network.parameters()).device
     budget = _CHUNK_PIXELS if device.type == "cpu" else _CHUNK_PIXELS_DEVICE
     correct, test = 0, data.test
-    assert test is not None  # open_subject refuses data without
+    assert test is not None  # open_inputs refuses data without
     for indices in torch.arange(len(test)).split(max(1, budget // data.resolution**2)):
         images = data.normalise(test.batch(indices, device))
         correct += int((model(images).argmax(1).cpu() == test.labels[indices]).sum())

@@ -63,9 +63,9 @@ def train_prior(
     shape = config.shape(dataset.train.num_classes)
     modules: tuple[Any, Any, Any] = build_modules(shape)
     first_stage, denoiser, embedding = modules
-    draw = seeds.generator(config.seed, "prior", "initial weights")
+    generator = seeds.generator(config.seed, "prior", "initial weights")
     for module in modules:
-        fill_random(module.to_empty(device=device), draw)
+        fill_random(module.to_empty(device=device), generator)
 
     Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
         first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
@@ -95,11 +95,11 @@ def train_prior(
 
 
 def _first_stage_loss(first_stage: Any, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
-    draw = seeds.generator(config.seed, "prior", "first-stage", step)
-    picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=draw)
+    generator = seeds.generator(config.seed, "prior", "first-stage", step)
+    picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=generator)
     images = to_signed(dataset.train.batch(picks, first_stage.device))
     posterior = first_stage.encode(images).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=draw).to(images.device)
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
     error = first_stage.decode(posterior.mean + posterior.std * noise).sample - images
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     return error.abs().mean() + error.square().mean() + config.kl_weight * kl
@@ -138,11 +138,11 @@ def _denoiser_loss(prior: Prior, latents: Tensor, labels: Tensor, config: PriorT
     """Mean squared error of the noise prediction (Ho et al. 2020, eq. 14), labels dropped for guidance."""
     embedding, null_class = prior.class_embedding, prior.null_class
     assert embedding is not None and null_class is not None  # such is what is trained here
-    draw = seeds.generator(config.seed, "prior", "denoiser", step)
-    picks = torch.randint(len(latents), (config.batch,), generator=draw)
-    timesteps = torch.randint(len(prior.alphas_cumprod), (config.batch,), generator=draw)
-    is_dropped = torch.rand(config.batch, generator=draw) < config.label_dropout
-    noise = torch.randn((config.batch, *latents.shape[1:]), generator=draw).to(latents.device)
+    generator = seeds.generator(config.seed, "prior", "denoiser", step)
+    picks = torch.randint(len(latents), (config.batch,), generator=generator)
+    timesteps = torch.randint(len(prior.alphas_cumprod), (config.batch,), generator=generator)
+    is_dropped = torch.rand(config.batch, generator=generator) < config.label_dropout
+    noise = torch.randn((config.batch, *latents.shape[1:]), generator=generator).to(latents.device)
     class_ids = labels[picks].masked_fill(is_dropped.to(labels.device), null_class)
     alphas = prior.alphas_cumprod[timesteps].to(latents).view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents[picks] + (1 - alphas).sqrt() * noise

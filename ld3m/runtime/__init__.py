@@ -1,1 +1,1 @@
-"""What every room stands on: files, devices, randomness, fingerprints, counts of bytes and operations."""
+"""The ground of every room: files, devices, randomness, fingerprints, counts of bytes and operations."""

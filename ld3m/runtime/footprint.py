@@ -1,4 +1,4 @@
-"""What one image costs: bytes and floating-point operations, counted on the networks as they are.
+"""The costs of one image: bytes and floating-point operations, counted on the networks as they are.
 
 Nothing is estimated from a network's structure: each part of an iteration is run on one or two images, on the device of
 the prior, and what its operations allocate is counted. On the meta device that takes neither memory nor weights.

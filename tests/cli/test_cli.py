@@ -13,18 +13,16 @@ from PIL import Image
 
 import ld3m
 from ld3m import cli
-from ld3m.config import DistillConfig
+from ld3m.config import DistillConfig, EvaluateConfig, ExpertTraining, SampleConfig, TeacherTraining
 from ld3m.distillation.objectives import ClassMatching
-from ld3m.evaluation import TeacherTraining
 from ld3m.evaluation.protocols import PROTOCOLS
 from ld3m.prior_training.settings import PriorTraining
-from ld3m.sampling import SampleConfig
 
 COMMANDS = {
     "distill": [cli.DistillCommand, DistillConfig],
     "sample": [cli.SampleCommand, SampleConfig],
-    "evaluate": [cli.EvaluateCommand],
-    "experts": [cli.ExpertsCommand],
+    "evaluate": [cli.EvaluateCommand, EvaluateConfig],
+    "experts": [cli.ExpertsCommand, ExpertTraining],
     "prior train": [cli.PriorTrainCommand, PriorTraining],
     "teacher": [cli.TeacherCommand, TeacherTraining],
     "export": [cli.ExportCommand],
@@ -49,6 +47,11 @@ def test_the_usage_lists_every_command(arguments, ld3m_command):
     status, out, err = ld3m_command(arguments)
     assert (status, err) == (0, "")
     assert all(f"ld3m {command} " in out for command in COMMANDS)
+
+
+def test_the_table_has_every_command():
+    assert list(COMMANDS) == list(cli.COMMANDS)
+    assert all(cli.COMMANDS[name][0] is kinds[0] for name, kinds in COMMANDS.items())
 
 
 @pytest.mark.parametrize("arguments", ["prior", "prior -h", "prior --help"])

@@ -1,6 +1,6 @@
 """Settings: types, ranges, presets, YAML."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ld3m import config as configuration
-from ld3m.config import PRESETS, DistillConfig, differences, read_yaml, resolve, to_yaml
+from ld3m.config import PRESETS, DistillConfig, ResolvedDistillConfig, differences, read_yaml, resolve, to_yaml
+from ld3m.config.fields import fits
 from ld3m.errors import ConfigError
 
 
@@ -235,3 +236,25 @@ def test_numbers_of_numpy_are_written_as_numbers(settings, tmp_path):
     config = build(settings)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert build(read_yaml(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize(("algorithm", "space"), [("dc", "ld3m"), ("mtt", "glad"), ("dm", "pixel")])
+def test_nothing_is_open_that_a_run_needs(algorithm, space):
+    config = resolve(DistillConfig(algorithm=algorithm, space=space), 32)
+    kinds = {field.name: field.type for field in fields(ResolvedDistillConfig)}
+    assert all(fits(value, kinds[name]) for name, value in vars(config).items())
+    assert not fits(None, kinds["lr"]) and not fits(None, kinds["cuda_graphs"])
+    with pytest.raises(TypeError, match="resolve makes such a config"):
+        ResolvedDistillConfig()
+
+
+def test_a_preset_without_a_value_asks_for_it(monkeypatch):
+    monkeypatch.setitem(PRESETS, "builtin", {k: v for k, v in PRESETS["builtin"].items() if k != "lr"})
+    with pytest.raises(ConfigError, match="preset 'builtin' has no lr for algorithm 'dc' in space 'ld3m'; give lr"):
+        resolve(DistillConfig(), 32)
+    assert resolve(DistillConfig(lr=2.0), 32).lr == 2.0
+
+
+def test_a_loss_that_no_preset_knows_has_the_values_of_gradient_matching(monkeypatch):
+    monkeypatch.setitem(PRESETS, "builtin", PRESETS["builtin"] | {"lr": {"dc": 7.0, "dm": 1.0}})
+    assert resolve(DistillConfig(algorithm="mtt"), 32).lr == 7.0

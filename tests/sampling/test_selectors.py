@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import ld3m
+from ld3m.errors import ConfigError
 from ld3m.ops.group_select import group_noise, group_scores, score_noise
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig, group
 
@@ -117,3 +119,8 @@ def test_the_seed_decides(selector, statistics):
     first, again, other = (chosen(statistics, selector=selector, ipc=2, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_name_that_is_none_of_the_table_is_refused_before_data_are_read():
+    with pytest.raises(ConfigError, match=r"selector is one of group, .*; got 'groups'; did you mean 'group'"):
+        ld3m.sample_dataset("nowhere", selector="groups", progress=False)
