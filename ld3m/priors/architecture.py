@@ -5,6 +5,7 @@ prior trainer.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ld3m.errors import ConfigError
 
 NUM_TRAIN_STEPS = 1000
+
+DiffusersModule = Any  # an nn.Module of diffusers, whose parts and configuration its type does not tell
 
 
 @dataclass(frozen=True)

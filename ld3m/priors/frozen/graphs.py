@@ -73,14 +73,14 @@ class GraphedDenoiser:
 
     def evaluate(
         self, latents: Tensor, row: Tensor, conditioning: Tensor | None, wants: tuple[bool, bool]
-    ) -> "GraphedEvaluation":
+    ) -> "GraphedCall":
         """Evaluate like `Evaluation`, with the timestep's row beside the latents."""
         inputs = (latents, row, conditioning)
         key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
         if not self._free[key]:
             self._free[key].append(_Slot(self._call, inputs, self._record))
             self.num_slots += 1
-        return GraphedEvaluation(self._free[key], inputs, wants)
+        return GraphedCall(self._free[key], inputs, wants)
 
     def release(self) -> None:
         """Let go of all slots with their activations; one that an evaluation holds goes with it."""
@@ -88,7 +88,7 @@ class GraphedDenoiser:
         self.num_slots = 0
 
 
-class GraphedEvaluation:
+class GraphedCall:
     """An `Evaluation` out of a slot, given back when it is dropped, or at once where nothing more is wanted of it."""
 
     def __init__(self, free: "list[_Slot]", inputs: tuple[Tensor | None, ...], wants: tuple[bool, bool]) -> None:
