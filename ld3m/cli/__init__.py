@@ -338,7 +338,7 @@ def _info(argv: list[str]) -> None:
     from ld3m.evaluation.finish import versions
     from ld3m.memory.plan import plan_memory
     from ld3m.ops.backends import describe
-    from ld3m.priors import NAMES, Execution, load_prior
+    from ld3m.priors import NAMES, ExecutionConfig, load_prior
     from ld3m.priors.stylegan.loading import NAMES as GENERATORS
 
     command = _parse(InfoCommand, argv)
@@ -359,7 +359,7 @@ def _info(argv: list[str]) -> None:
     if command.budget is None:
         return
     prior = load_prior(command.prior, device="meta", dtype=settings.dtype or "float32")
-    prior = prior.streamline(Execution())
+    prior = prior.set_execution(ExecutionConfig())
     config = resolve(settings, prior.native_resolution)
     plan = plan_memory(
         prior,

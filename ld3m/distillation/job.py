@@ -19,7 +19,7 @@ from ld3m.distillation.objectives import ClassMatching, Objective, TrajectoryMat
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import PROTOCOLS
 from ld3m.memory.plan import Plan, plan_memory
-from ld3m.priors import Execution, Prior, StyleGAN, load_prior, load_stylegan
+from ld3m.priors import ExecutionConfig, Prior, StyleGAN, load_prior, load_stylegan
 from ld3m.priors.classes import match_classes
 from ld3m.runs.folder import RunFolder, claim
 from ld3m.runtime.devices import usable
@@ -71,7 +71,7 @@ def prepare(
     dtype = config.dtype or ("bfloat16" if is_cuda and config.space != "glad" else "float32")
     config = replace(config, dtype=dtype, compile=is_cuda if config.compile is None else config.compile)
     prior = _open_prior(config, prior, device)
-    config = replace(config, cuda_graphs=config.space == "ld3m" and prior.lean.graphs is not None)
+    config = replace(config, cuda_graphs=config.space == "ld3m" and prior.frozen.graphs is not None)
     num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
     config = configuration.resolve(config, prior.native_resolution, num_layers)
     _check(config, prior)
@@ -139,19 +139,19 @@ def split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior |
 
 
 def _open_prior(config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior | StyleGAN:
-    """Load the prior that the space takes, and streamline it as the settings say."""
+    """Load the prior that the space takes, run as the settings say."""
     options = {"device": device, "dtype": getattr(torch, config.dtype)}
     if given is not None and isinstance(given, StyleGAN) != (config.space == "glad"):
         wanted = "StyleGAN" if config.space == "glad" else "latent diffusion model"
         raise ConfigError(f"space {config.space!r} takes a {wanted} as prior, got {given.name}; choose one that fits")
     if config.space == "glad":
         return load_stylegan(given or generator_name(config), **options)
-    switches = given.lean.execution if given else None  # those not named here stay as they are
-    execution = replace(switches or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
+    switches = given.frozen.execution if given else None  # those not named here stay as they are
+    execution = replace(switches or ExecutionConfig(), attention=config.attention, cuda_graphs=config.cuda_graphs)
     if config.prior_config:
         options["config"] = config.prior_config
     prior = load_prior(given or config.prior, **options)
-    return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
+    return copy.copy(prior).set_execution(execution)  # on the same weights: one that was given runs on as it did
 
 
 def stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], kind: type[Config]) -> Config:

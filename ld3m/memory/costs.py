@@ -87,9 +87,9 @@ def count_costs(
     student_steps: int,
 ) -> Costs:
     """Count on the prior's device. Arguments as of `plan_memory`."""
-    is_graphed = prior.lean.graphs is not None
+    is_graphed = prior.frozen.graphs is not None
     if is_graphed:  # a replay has its activations already, and its operations are not seen
-        prior = copy.copy(prior).streamline(replace(prior.lean.execution, cuda_graphs=False))
+        prior = copy.copy(prior).set_execution(replace(prior.frozen.execution, cuda_graphs=False))
     device, shape = prior.device, (1, prior.latent_channels, latent_size, latent_size)
     latents, conditioning = torch.zeros(shape, device=device, requires_grad=True), None
     if has_chain and prior.conditioning_shape is not None:

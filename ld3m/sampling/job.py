@@ -21,7 +21,7 @@ from ld3m.distillation.job import (
     whole_paths,
 )
 from ld3m.errors import ConfigError, DataError
-from ld3m.priors import Execution, Prior, load_prior
+from ld3m.priors import ExecutionConfig, Prior, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs.folder import RunFolder
 from ld3m.runs.result import folder_names
@@ -120,7 +120,9 @@ def prepare_sampling(data: object, settings: dict[str, object], folder: RunFolde
         dtype=getattr(torch, config.dtype),
         **({"config": config.prior_config} if config.prior_config else {}),
     )
-    prior = copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
+    prior = copy.copy(prior).set_execution(
+        ExecutionConfig()
+    )  # on the same weights: one that was given runs on as it did
     if prior.num_classes is None:
         raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
     is_said = config.real_images is not None  # by the user, or by the run that is resumed

@@ -72,8 +72,8 @@ class LatentSpace:
         if self.chain is not None:
             self.chain = replace(self.chain, retain=retain, micro_batch=micro_batch)
         self.decoder_batch = decoder_batch
-        if self.prior.lean.graphs is not None:  # recorded for what was held before
-            self.prior.lean.graphs.release()
+        if self.prior.frozen.graphs is not None:  # recorded for what was held before
+            self.prior.frozen.graphs.release()
 
     def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)
