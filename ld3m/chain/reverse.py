@@ -192,6 +192,7 @@ class _ReverseChain(torch.autograd.Function):
             through, rows, to_injected = reverse_step_vjp(
                 cotangent, **chain.scalars(step), is_guided=chain.null is not None
             )
+            assert through is not None and rows is not None and to_injected is not None  # all three are asked for
             rows = rows.unflatten(0, (-1, len(state)))  # (B, ...) or (2B, ...) -> (1 or 2, B, ...)
             pulled: list[Tensor] = []
             for block, _ in chain.blocks(step, len(state)):

@@ -104,7 +104,8 @@ def reverse_step_vjp(
     grad, dtype = grad.contiguous(memory_format=_layout(grad)), dtype or grad.dtype
     chosen = choose(backend, supports, grad, grad.new_empty(0, dtype=dtype))
     pulled = iter(_reverse_step_bwd(grad, a, b, d, guidance_scale, is_guided, dtype, list(wanted), chosen))
-    return tuple(next(pulled) if is_wanted else None for is_wanted in wanted)
+    state, predictions, injected = (next(pulled) if is_wanted else None for is_wanted in wanted)
+    return state, predictions, injected
 
 
 @torch.library.custom_op("ld3m::reverse_step", mutates_args=())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ld3m.errors import ConfigError, InputError
 from ld3m.ops.nearest_code import nearest_code
 from ld3m.priors.architecture import DiffusersModule
-from ld3m.priors.denoiser_call import DenoiserCall, leaf
+from ld3m.priors.denoiser_call import DenoiserCall
 from ld3m.priors.frozen import ExecutionConfig, FrozenNetworks, GraphedCall
 
 
@@ -196,14 +196,18 @@ class Prior:
     ) -> DenoiserCall | GraphedCall:
         """Predict like `predict_noise`, and keep what the wanted gradients, in (latents, conditioning), need."""
         self._check_call(timestep, conditioning)
-        call, at = self.predict_noise, timestep
-        if (frozen := self.frozen.denoiser) is not None:  # called here, not through predict_noise: a chain's short way
-            call, at = frozen, frozen.row(timestep)
-            if self.frozen.graphs is not None:
-                return self.frozen.graphs.evaluate(latents, at, conditioning, wants)
-        state, conditioning = leaf(latents, wants[0]), leaf(conditioning, wants[1])
+        frozen, graphs = self.frozen.denoiser, self.frozen.graphs
+        if frozen is not None and graphs is not None:
+            return graphs.evaluate(latents, frozen.row(timestep), conditioning, wants)
+        latents = latents.detach().requires_grad_(wants[0])
+        if conditioning is not None:
+            conditioning = conditioning.detach().requires_grad_(wants[1])
         with torch.set_grad_enabled(any(wants)):
-            return DenoiserCall((state, conditioning), call(state, at, conditioning))
+            if frozen is None:
+                output = self.predict_noise(latents, timestep, conditioning)
+            else:  # not through predict_noise: few calls lie between a step of a chain and a convolution
+                output = frozen(latents, frozen.row(timestep), conditioning)
+        return DenoiserCall((latents, conditioning), output)
 
     def _check_call(self, timestep: int, conditioning: Tensor | None) -> None:
         if not isinstance(timestep, Tensor) and timestep not in range(len(self.alphas_cumprod)):  # one may be on a GPU

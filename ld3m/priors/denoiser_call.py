@@ -1,12 +1,10 @@
 """One call of a denoiser and its vector-Jacobian product."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Denoiser = Callable[..., Tensor]  # (latents, timestep or its row, conditioning) -> predictions
 Grads = tuple[Tensor | None, Tensor | None]  # in (latents, conditioning), None where it is not wanted
 
 
@@ -32,8 +30,3 @@ class DenoiserCall:
         grads = iter(torch.autograd.grad(self.output, wanted, cotangent, materialize_grads=True))
         latents, conditioning = (next(grads) if x is not None and x.requires_grad else None for x in self.inputs)
         return latents, conditioning
-
-
-def leaf(x: Tensor | None, is_wanted: bool) -> Tensor | None:
-    """Return an input of a call, cut off from the graph it comes from."""
-    return None if x is None else x.detach().requires_grad_(is_wanted)

@@ -56,4 +56,5 @@ class FrozenNetworks:
 
 
 def _set_format(module: DiffusersModule, is_channels_last: bool) -> None:
-    nn.Module.to(module, memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    nn.Module.to(module, memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch types it with a tensor alone

@@ -83,7 +83,7 @@ class FrozenDenoiser:
                 x = blocks.resnet(resnet, torch.cat([x, skips.pop()], 1), shifts[resnet])
                 x = self._attend(block, k, x, contexts)
             for layer in block.upsamplers or ():
-                x = blocks.upsample(layer, x, skips[-1].shape[2:])
+                x = blocks.upsample(layer, x, (skips[-1].shape[2], skips[-1].shape[3]))
         x = blocks.conv(unet.conv_out, blocks.norm_silu(unet.conv_norm_out, x))
         # Learned-variance models return 2c channels; the second half is not the noise.
         return x[:, : latents.shape[1]].to(latents.dtype)
