@@ -238,7 +238,7 @@ def _placed(
     return latents.latents, _check_step("start", start, latents.steps), latents.steps
 
 
-def _check_step(name: str, step: int, steps: int, lowest: int = 1) -> int:
+def _check_step(name: str, step: object, steps: int, lowest: int = 1) -> int:
     if isinstance(step, bool) or not isinstance(step, int) or not lowest <= step < check_steps(steps):
         raise InputError(
             f"{name} is a point of the grid of {steps} steps, {lowest} to {steps - 1}; got {step!r}. "

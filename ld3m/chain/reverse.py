@@ -182,7 +182,9 @@ class _ReverseChain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the names of arguments
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         chain, kept = cast(_Chain, ctx.chain), cast("dict[tuple[int, int], DenoiserCall | GraphedCall]", ctx.kept)
         conditioning, *states = ctx.saved_tensors
         [cotangent] = grad_outputs

@@ -5,7 +5,7 @@ derivative in a is ⟨a, b⟩ |b| / p² · a / |a| - b / p; the part along a cou
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -117,7 +117,9 @@ def row_cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_gradient_distance.register_fake
-def _(own: list[Tensor], target: list[Tensor], num_classes: int, with_direction: bool, backend: str):
+def _(
+    own: list[Tensor], target: list[Tensor], num_classes: int, with_direction: bool, backend: str
+) -> tuple[Tensor, list[Tensor]]:
     return own[0].new_empty(num_classes), [torch.empty_like(a) for a in own] if with_direction else []
 
 
@@ -127,20 +129,22 @@ def _gradient_distance_bwd(grad: Tensor, direction: list[Tensor]) -> list[Tensor
 
 
 @_gradient_distance_bwd.register_fake
-def _(grad: Tensor, direction: list[Tensor]):
+def _(grad: Tensor, direction: list[Tensor]) -> list[Tensor]:
     return [torch.empty_like(d) for d in direction]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*output[1])
 
 
-def _backward(ctx, grad: Tensor, d_direction: list[Tensor]):  # where the direction leaves this file, own is detached
+def _backward(
+    ctx: Any, grad: Tensor, d_direction: list[Tensor]
+) -> tuple[Any, ...]:  # where the direction leaves this file, own is detached
     grads = _gradient_distance_bwd(grad.squeeze(0), list(ctx.saved_tensors))
     return grads, [None] * len(grads), None, None, None
 
 
-def _refuse(ctx, *grads):
+def _refuse(ctx: Any, *grads: Any) -> NoReturn:
     raise BackendError("gradient_distance has no second derivative; use gradient_distance_reference there")
 
 

@@ -92,7 +92,7 @@ class Prior:
 
     @property
     def latent_multiple(self) -> int:
-        """What a side of the latents is a multiple of; a U-Net with cross-attention takes any."""
+        """The number that divides each side of the latents; a U-Net with cross-attention takes any side."""
         config = self.denoiser.config
         if "patch_size" in config:  # a DiT
             return config.patch_size

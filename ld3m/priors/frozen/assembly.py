@@ -1,4 +1,4 @@
-"""What stands in for a prior's own modules, as far as they have frozen counterparts."""
+"""The frozen networks that run in place of a prior's own modules, where those have counterparts."""
 
 import logging
 
