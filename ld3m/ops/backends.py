@@ -115,4 +115,5 @@ def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) 
 @torch.compiler.assume_constant_result  # a traced call would always be true; the compiled code is guarded by the stack
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    is_in_func = peek_interpreter_stack() is not None  # pyright: ignore[reportUnnecessaryComparison]
+    return is_in_func or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]

@@ -125,7 +125,7 @@ def _(
 
 @torch.library.custom_op("ld3m::gradient_distance_bwd", mutates_args=())
 def _gradient_distance_bwd(grad: Tensor, direction: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_mul(direction, grad))  # pyright: ignore[reportPrivateImportUsage]
+    return list(torch._foreach_mul(direction, grad))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 
 @_gradient_distance_bwd.register_fake

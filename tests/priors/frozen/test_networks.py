@@ -203,3 +203,9 @@ def test_defaults_by_device():
     assert exact.on(torch.device("cpu")) == on_cpu
     assert exact.on(torch.device("cuda")) == replace(exact, fused_norm=True, channels_last=True, cuda_graphs=True)
     assert replace(exact, channels_last=False).on(torch.device("cuda")).channels_last is False
+
+
+def test_the_former_names_stay():
+    execution = ld3m.priors.Execution(attention="bmm")
+    assert isinstance(execution, ExecutionConfig)
+    assert ld3m.load_prior("random:tiny").streamline(execution).frozen.execution is execution
