@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ld3m
 from benchmarks import official
-from ld3m.priors import Execution, Prior
+from ld3m.priors import ExecutionConfig, Prior
 
 GUIDANCE = 3.0
 SETTINGS = {"cpu": ("random:builtin", 10, 10), "smoke": ("random:tiny", 2, 2)}  # prior, images, steps
@@ -20,7 +20,7 @@ def cases(suite: str, device: str) -> Iterator[dict]:
     if suite not in SETTINGS:
         return
     name, images, steps = SETTINGS[suite]
-    runs = schemes(ld3m.load_prior(name), ld3m.load_prior(name).streamline(Execution()), steps, images)
+    runs = schemes(ld3m.load_prior(name), ld3m.load_prior(name).set_execution(ExecutionConfig()), steps, images)
     for label in RETAIN:
         yield {
             "name": f"chain/{label}",
@@ -34,11 +34,11 @@ def cases(suite: str, device: str) -> Iterator[dict]:
         }
 
 
-def schemes(prior: Prior, streamlined: Prior, steps: int, images: int) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+def schemes(prior: Prior, frozen: Prior, steps: int, images: int) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """Return each way to run the chain, with the gradients of latents and conditioning as its result."""
     arguments = inputs(prior, images)
     ways = {"official": partial(official.iteration, prior, *arguments, steps=steps, guidance_scale=GUIDANCE)}
-    for suffix, own in (("", prior), (", streamlined", streamlined)):
+    for suffix, own in (("", prior), (", streamlined", frozen)):
         for label, retain in reversed(RETAIN.items()):
             ways[label + suffix] = partial(ours, own, *arguments, steps=steps, retain=retain)
     return ways

@@ -1,4 +1,4 @@
-"""A call of a denoiser and its vector-Jacobian product, streamlined, against diffusers' modules in the same dtype.
+"""A call of a denoiser and its vector-Jacobian product, run frozen, against diffusers' modules in the same dtype.
 
 On a GPU also each backend of attention alone, at the heads of the ImageNet model.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 import ld3m
-from ld3m.priors import Execution
+from ld3m.priors import ExecutionConfig
 from ld3m.priors.frozen.attention import BACKENDS, attention, choose
 
 PRIORS = {  # (prior, side of the latents, rows)
@@ -18,15 +18,15 @@ PRIORS = {  # (prior, side of the latents, rows)
     "smoke": [("random:tiny", 8, 2)],
 }
 EXECUTIONS = {
-    "cpu": {"streamlined": Execution()},
+    "cpu": {"streamlined": ExecutionConfig()},
     "gpu": {
-        "graphs": Execution(),
-        "no graphs": Execution(cuda_graphs=False),
-        "no graphs, contiguous": Execution(cuda_graphs=False, channels_last=False),
-        "no graphs, eager norm": Execution(cuda_graphs=False, fused_norm=False),
-        "no graphs, compiled": Execution(cuda_graphs=False, compile=True),
+        "graphs": ExecutionConfig(),
+        "no graphs": ExecutionConfig(cuda_graphs=False),
+        "no graphs, contiguous": ExecutionConfig(cuda_graphs=False, channels_last=False),
+        "no graphs, eager norm": ExecutionConfig(cuda_graphs=False, fused_norm=False),
+        "no graphs, compiled": ExecutionConfig(cuda_graphs=False, compile=True),
     },
-    "smoke": {"streamlined": Execution()},
+    "smoke": {"streamlined": ExecutionConfig()},
 }
 HEADS = [(256, 384), (64, 576), (16, 960), (1024, 384), (256, 576), (64, 960)]  # (positions, width)
 
@@ -47,14 +47,14 @@ def cases(suite: str, device: str) -> Iterator[dict]:
         for label, execution in EXECUTIONS[suite].items():
             if execution.compile and rows > 2:  # it takes minutes for each size
                 continue
-            lean = copy.deepcopy(stock).streamline(execution)
+            frozen = copy.deepcopy(stock).set_execution(execution)
             yield {
                 "name": f"denoiser/{name.removeprefix('random:')}/{label}",
                 "mode": "fwd+vjp",
                 "shape": tuple(latents.shape),
                 "dtype": str(dtype).removeprefix("torch."),
                 "against": "diffusers",
-                "ours": lambda run=run, lean=lean: run(lean),
+                "ours": lambda run=run, frozen=frozen: run(frozen),
                 "baseline": lambda run=run, stock=stock: run(stock),
                 **({"tolerance": 0.1} if suite == "gpu" else {}),  # two roundings of 400 M random weights
             }

@@ -67,7 +67,7 @@ def _ld3m_cases(suite: str, settings: dict[str, object], folder: str) -> Iterato
     released = released_space(stock)
 
     def work() -> None:
-        if (graphs := job.space.prior.lean.graphs) is not None:
+        if (graphs := job.space.prior.frozen.graphs) is not None:
             graphs.release()  # beside what a plain iteration keeps they may not fit
         counted.backward(0)
 
@@ -158,7 +158,7 @@ class ReleasedSpace(LatentSpace):
 def released_space(job: Job) -> ReleasedSpace:
     """Return the job's space over the same parameters, run by the released scheme."""
     space = job.space
-    space.prior.streamline(None)
+    space.prior.set_execution(None)
     released = ReleasedSpace(
         space.prior, *space.parameters.values(), learn=tuple(space.parameters), resolution=space.resolution,
         chain=space.chain,

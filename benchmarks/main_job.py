@@ -22,7 +22,7 @@ def cases(suite: str, device: str) -> Iterator[dict]:
     if suite not in SETTINGS:
         return
     now, before = (_job(SETTINGS[suite]) for _ in range(2))
-    before.space.prior.streamline(None)
+    before.space.prior.set_execution(None)
     options = {"classes_in_flight": before.plan.classes_in_flight, "device": before.device}
     before_objective = ClassMatching(before.space, before.dataset, before.config, **options)
     objective = objective_of(now, progress=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ld3m
-from ld3m.priors import Execution, Prior
+from ld3m.priors import ExecutionConfig, Prior
 
 PRIORS = {"cpu": [], "gpu": [("random:dit-xl2", 32)], "smoke": [("random:dit-tiny", 2)]}  # (prior, images)
 STEPS, STOP, GUIDANCE_SCALE = 50, 30, 4.0
@@ -20,7 +20,7 @@ def cases(suite: str, device: str) -> Iterator[dict]:
     """Yield what to time and compare."""
     dtype = torch.bfloat16 if suite == "gpu" else torch.float32
     for name, num_images in PRIORS[suite]:
-        prior = ld3m.load_prior(name, device=device, dtype=dtype).streamline(Execution())
+        prior = ld3m.load_prior(name, device=device, dtype=dtype).set_execution(ExecutionConfig())
         stock = stock_of(prior)
         draw = torch.Generator().manual_seed(0)
         side = prior.native_resolution // prior.downsample

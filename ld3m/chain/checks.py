@@ -1,4 +1,4 @@
-"""What every chain asks of its inputs."""
+"""Checks of the inputs that every chain has."""
 
 import math
 
@@ -17,16 +17,16 @@ def check_inputs(
             f"latents are (N, {prior.latent_channels}, h, w), N at least 1, for {prior.name}; "
             f"got {tuple(latents.shape)}"
         )
-    if (conditioning is None) != (prior.conditioning_shape is None):
+    if prior.conditioning_shape is None:
+        if conditioning is not None:
+            raise InputError(f"{prior.name} takes no conditioning, got {tuple(conditioning.shape)}; leave it out")
+    elif conditioning is None:
         raise InputError(
-            f"{prior.name} takes no conditioning, got {tuple(conditioning.shape)}; leave it out"
-            if conditioning is not None
-            else f"{prior.name} is class-conditional: pass conditioning (N, tokens, dim), e.g. prior.embed(class_ids)"
+            f"{prior.name} is class-conditional: pass conditioning (N, tokens, dim), e.g. prior.embed(class_ids)"
         )
-    if conditioning is not None and tuple(conditioning.shape) != (len(latents), *prior.conditioning_shape):
+    elif conditioning.shape != (expected := (len(latents), *prior.conditioning_shape)):
         raise InputError(
-            f"conditioning is {(len(latents), *prior.conditioning_shape)} for {len(latents)} latents of {prior.name}, "
-            f"got {tuple(conditioning.shape)}"
+            f"conditioning is {expected} for {len(latents)} latents of {prior.name}, got {tuple(conditioning.shape)}"
         )
     if micro_batch is not None and micro_batch < 1:
         raise InputError(f"micro_batch is at least 1 image, got {micro_batch!r}")

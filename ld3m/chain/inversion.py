@@ -15,7 +15,6 @@ steps to timestep 1 where the grid says 0, and it evaluates the denoiser once mo
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -192,19 +191,22 @@ class _Step:
     def __init__(self, prior: Prior, conditioning: Tensor | None, guidance_scale: float, micro_batch: int) -> None:
         self.prior, self.conditioning = prior, conditioning
         self.guidance_scale, self.micro_batch = float(guidance_scale), micro_batch
-        is_guided = conditioning is not None and guidance_scale != 1
-        self.null = prior.null_conditioning(1).to(conditioning.dtype) if is_guided else None
+        self.null = None
+        if conditioning is not None and guidance_scale != 1:
+            self.null = prior.null_conditioning(1).to(conditioning.dtype)
 
     def __call__(self, state: Tensor, timestep: int, a: float, b: float) -> Tensor:
-        rows = repeat(None) if self.conditioning is None else self.conditioning.split(self.micro_batch)
-        return torch.cat(
-            [
-                reverse_step(part, self._predict(part, timestep, row), a=a, b=b, guidance_scale=self.guidance_scale)
-                for part, row in zip(state.split(self.micro_batch), rows, strict=False)
-            ]
-        )
+        stepped: list[Tensor] = []
+        for first in range(0, len(state), self.micro_batch):
+            block = slice(first, first + self.micro_batch)
+            predictions = self._predict(state[block], timestep, block)
+            stepped.append(reverse_step(state[block], predictions, a=a, b=b, guidance_scale=self.guidance_scale))
+        return torch.cat(stepped)
 
-    def _predict(self, state: Tensor, timestep: int, conditioning: Tensor | None) -> Tensor:
+    def _predict(self, state: Tensor, timestep: int, block: slice) -> Tensor:
+        if self.conditioning is None:
+            return self.prior.predict_noise(state, timestep)
+        conditioning = self.conditioning[block]
         if self.null is not None:  # rows [null, conditional]
             state = torch.cat([state, state])
             conditioning = torch.cat([self.null.expand_as(conditioning), conditioning])
@@ -236,7 +238,7 @@ def _placed(
     return latents.latents, _check_step("start", start, latents.steps), latents.steps
 
 
-def _check_step(name: str, step: int, steps: int, lowest: int = 1) -> int:
+def _check_step(name: str, step: object, steps: int, lowest: int = 1) -> int:
     if isinstance(step, bool) or not isinstance(step, int) or not lowest <= step < check_steps(steps):
         raise InputError(
             f"{name} is a point of the grid of {steps} steps, {lowest} to {steps - 1}; got {step!r}. "

@@ -7,12 +7,13 @@ With λ the cotangent of the state after a step z ← a z + b ε̂(z, c) + d · 
     λ                      ← a λ + J_zᵀ, conditioning += J_cᵀ
 
 where Jᵀ is one vector-Jacobian product of the frozen denoiser. The forward pass keeps the state of every step, which is
-small, and for a chosen number of (step, image) evaluations the activations of the denoiser; the others are evaluated
-again on the way back. Memory with nothing kept is that of one evaluation, whatever T is.
+small, and for a chosen number of (step, image) evaluations the activations of the denoiser; the others are recomputed
+in the backward pass. Memory with nothing kept is that of one evaluation, whatever T is.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from ld3m.chain.schedule import ChainTable, Schedule, chain_table
 from ld3m.errors import InputError
 from ld3m.ops.reverse_step import reverse_step, reverse_step_vjp
 from ld3m.priors.base import Prior
+from ld3m.priors.denoiser_call import DenoiserCall
+from ld3m.priors.frozen import GraphedCall
 
 
 def reverse_chain(
@@ -72,7 +75,7 @@ def reverse_chain(
         projected = prior.project(torch.cat([null, conditioning]))
         null, conditioning = projected[:1].detach(), projected[1:]
     can_differentiate = torch.is_grad_enabled()  # not to be seen inside the Function, where it is always off
-    plan = _Plan(
+    chain = _Chain(
         prior=prior,
         table=table,
         injection=injection,
@@ -83,12 +86,19 @@ def reverse_chain(
         wants_latents=can_differentiate and latents.requires_grad,
         wants_conditioning=can_differentiate and conditioning is not None and conditioning.requires_grad,
     )
-    return _ReverseChain.apply(latents, conditioning, noise.detach(), plan)
+    return _ReverseChain.apply(latents, conditioning, noise.detach(), chain)
+
+
+class _Scalars(TypedDict):
+    a: float
+    b: float
+    d: float
+    guidance_scale: float
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What stays the same over a chain: the prior, the scalars, how evaluations are cut and kept, what is wanted."""
+class _Chain:
+    """The constants of a chain: prior, scalars, how evaluations are cut and kept, the gradients that are wanted."""
 
     prior: Prior
     table: ChainTable
@@ -104,8 +114,8 @@ class _Plan:
     def steps(self) -> int:
         return len(self.table.timesteps)
 
-    def scalars(self, step: int) -> dict[str, float]:
-        """Return what `ops.reverse_step` and its vector-Jacobian product take for a step."""
+    def scalars(self, step: int) -> _Scalars:
+        """Return the scalars of a step and of its vector-Jacobian product."""
         a, b, d = self.table.latent[step], self.table.noise[step], self.table.injected[step]
         return {"a": a, "b": b, "d": d, "guidance_scale": self.guidance_scale}
 
@@ -119,49 +129,52 @@ class _Plan:
         edges = [*range(0, num_kept, self.micro_batch), *range(num_kept, num_images, self.micro_batch), num_images]
         return [(slice(low, high), low < num_kept) for low, high in pairwise(edges)]
 
+    def evaluate(
+        self, step: int, state: Tensor, conditioning: Tensor | None, block: slice, is_differentiable: bool
+    ) -> DenoiserCall | GraphedCall:
+        """Call the denoiser on a block of images, with the rows [null, conditional] where the chain is guided."""
+        state = state[block]
+        if conditioning is not None:
+            conditioning = conditioning[block]
+            if self.null is not None:  # (B, ...) -> (2B, ...)
+                state = torch.cat([state, state])
+                conditioning = torch.cat([self.null.expand_as(conditioning), conditioning])
+        wants = (is_differentiable and self.wants_state(step), is_differentiable and self.wants_conditioning)
+        return self.prior.evaluate(state, self.table.timesteps[step], conditioning, wants=wants)
 
-class _Evaluation:
-    """One call of the denoiser on a block of images, guidance rows included, and its vector-Jacobian product.
-
-    `state` and `conditioning` are the block's own; the product can be asked for when `is_differentiable`.
-    """
-
-    def __init__(self, plan: _Plan, step: int, state: Tensor, conditioning: Tensor | None, is_differentiable: bool):
-        self.is_guided = plan.null is not None
-        if self.is_guided:  # (B, ...) -> (2B, ...), rows [null, conditional]
-            state = torch.cat([state, state])
-            conditioning = torch.cat([plan.null.expand_as(conditioning), conditioning])
-        wants = (is_differentiable and plan.wants_state(step), is_differentiable and plan.wants_conditioning)
-        self.call = plan.prior.evaluate(state, plan.table.timesteps[step], conditioning, wants=wants)
-        self.predictions = self.call.predictions
-
-    def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Pull a cotangent of the predictions back to (state, conditioning); None where it is not wanted."""
-        state, conditioning = self.call.vjp(cotangent)
-        if self.is_guided and state is not None:
+    def pull_back(self, call: DenoiserCall | GraphedCall, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Pull a cotangent of a call's predictions back to (state, conditioning); None where it is not wanted."""
+        state, conditioning = call.vjp(cotangent)
+        if self.null is not None and state is not None:
             state = state.unflatten(0, (2, -1)).sum(0)  # both guidance rows read the same state
-        if self.is_guided and conditioning is not None:
+        if self.null is not None and conditioning is not None:
             conditioning = conditioning.chunk(2)[1]  # the null row is a constant
         return state, conditioning
+
+    def injected(self, latents: Tensor, start: Tensor) -> Tensor | None:
+        """Return the tensor that every step injects."""
+        if self.injection == "none":
+            return None
+        return start if self.injection == "mean" else self.prior.quantize(latents)
 
 
 class _ReverseChain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, latents: Tensor, conditioning: Tensor | None, noise: Tensor, plan: _Plan) -> Tensor:
-        ctx.plan, ctx.kept = plan, {}
-        is_differentiable = plan.wants_latents or plan.wants_conditioning
-        start = plan.table.start[0] * latents + plan.table.start[1] * noise
-        injected = {"x0": plan.prior.quantize, "mean": lambda _: start, "none": lambda _: None}[plan.injection](latents)
-        state, states = start, []
-        for step in reversed(range(plan.steps)):
+    def forward(ctx: Any, latents: Tensor, conditioning: Tensor | None, noise: Tensor, chain: _Chain) -> Tensor:
+        ctx.chain, ctx.kept = chain, {}
+        is_differentiable = chain.wants_latents or chain.wants_conditioning
+        state = start = chain.table.start[0] * latents + chain.table.start[1] * noise
+        injected = chain.injected(latents, start)
+        states: list[Tensor] = []
+        for step in reversed(range(chain.steps)):
             states.append(state)
-            stepped, scalars = [], plan.scalars(step)
-            for block, is_kept in plan.blocks(step, len(latents)):
-                evaluation = _evaluate(plan, step, state, conditioning, block, is_kept and is_differentiable)
+            stepped: list[Tensor] = []
+            for block, is_kept in chain.blocks(step, len(latents)):
+                call = chain.evaluate(step, state, conditioning, block, is_kept and is_differentiable)
                 skip = None if injected is None else injected[block]
-                stepped.append(reverse_step(state[block], evaluation.predictions, skip, **scalars))
+                stepped.append(reverse_step(state[block], call.predictions, skip, **chain.scalars(step)))
                 if is_kept and is_differentiable:
-                    ctx.kept[step, block.start] = evaluation
+                    ctx.kept[step, block.start] = call
             state = torch.cat(stepped)
         if is_differentiable:
             ctx.save_for_backward(conditioning, *states)
@@ -169,45 +182,42 @@ class _ReverseChain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        plan = ctx.plan
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the names of arguments
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        chain, kept = cast(_Chain, ctx.chain), cast("dict[tuple[int, int], DenoiserCall | GraphedCall]", ctx.kept)
         conditioning, *states = ctx.saved_tensors
+        [cotangent] = grad_outputs
         grad_injected = torch.zeros_like(cotangent)
-        grad_conditioning = torch.zeros_like(conditioning) if plan.wants_conditioning else None
+        grad_conditioning = torch.zeros_like(conditioning) if chain.wants_conditioning else None
         for step, state in enumerate(reversed(states)):
             through, rows, to_injected = reverse_step_vjp(
-                cotangent, **plan.scalars(step), is_guided=plan.null is not None
+                cotangent, **chain.scalars(step), is_guided=chain.null is not None
             )
-            rows, pulled = rows.unflatten(0, (-1, len(state))), []  # (B, ...) or (2B, ...) -> (1 or 2, B, ...)
-            for block, _ in plan.blocks(step, len(state)):
+            assert through is not None and rows is not None and to_injected is not None  # all three are asked for
+            rows = rows.unflatten(0, (-1, len(state)))  # (B, ...) or (2B, ...) -> (1 or 2, B, ...)
+            pulled: list[Tensor] = []
+            for block, _ in chain.blocks(step, len(state)):
                 # Taken out, so that its activations go before the next block is met; a second backward pass over the
                 # same graph finds nothing here and evaluates again.
-                evaluation = ctx.kept.pop((step, block.start), None) or _evaluate(
-                    plan, step, state, conditioning, block, is_differentiable=True
-                )
-                block_state, block_conditioning = evaluation.vjp(rows[:, block].flatten(0, 1))
-                del evaluation
-                pulled.append(block_state)
-                if grad_conditioning is not None:
+                call = kept.pop((step, block.start), None) or chain.evaluate(step, state, conditioning, block, True)
+                block_state, block_conditioning = chain.pull_back(call, rows[:, block].flatten(0, 1))
+                del call
+                if block_state is not None:
+                    pulled.append(block_state)
+                if grad_conditioning is not None and block_conditioning is not None:
                     grad_conditioning[block] += block_conditioning
             grad_injected += to_injected
-            if plan.wants_state(step):
+            if pulled:
                 cotangent = through + torch.cat(pulled)
-        if not plan.wants_latents:
+        if not chain.wants_latents:
             return None, grad_conditioning, None, None
-        if plan.injection == "mean":
+        if chain.injection == "mean":
             cotangent = cotangent + grad_injected  # z_start is what was injected
-        grad_latents = plan.table.start[0] * cotangent
-        if plan.injection == "x0":
+        grad_latents = chain.table.start[0] * cotangent
+        if chain.injection == "x0":
             grad_latents = grad_latents + grad_injected  # straight through the quantiser
         return grad_latents, grad_conditioning, None, None
-
-
-def _evaluate(
-    plan: _Plan, step: int, state: Tensor, conditioning: Tensor | None, block: slice, is_differentiable: bool
-) -> _Evaluation:
-    rows = None if conditioning is None else conditioning[block]
-    return _Evaluation(plan, step, state[block], rows, is_differentiable)
 
 
 def _check(latents: Tensor, noise: Tensor, retain: float) -> None:

@@ -48,7 +48,7 @@ class ChainTable:
     injected: tuple[float, ...]
 
 
-def check_steps(steps: int) -> int:
+def check_steps(steps: object) -> int:
     """Return `steps`, or raise when it is not a number of steps that a chain can have."""
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
         raise InputError(f"steps is a whole number from 1 to 1000, got {steps!r}")

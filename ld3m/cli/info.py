@@ -47,9 +47,11 @@ class InfoCommand(Command):
     def _plan(self, settings: DistillConfig, budget: str) -> str:
         from ld3m.memory.costs import Workload
         from ld3m.memory.diffusion import plan_work
-        from ld3m.priors import Execution, load_prior
+        from ld3m.priors import ExecutionConfig, load_prior
 
-        prior = load_prior(self.prior, device="meta", dtype=settings.dtype or "float32").streamline(Execution())
+        prior = load_prior(self.prior, device="meta", dtype=settings.dtype or "float32").set_execution(
+            ExecutionConfig()
+        )
         config = resolve(settings, prior.native_resolution)
         work = Workload.of(config, has_chain=True, num_classes=self.num_classes, real_batch=config.real_batch)
         return str(plan_work(prior, work, budget, None))

@@ -47,7 +47,7 @@ def prepare(
     asked = with_dtype(asked, device, setup.gpu_dtype)
     asked = replace(asked, compile=device.type == "cuda" if asked.compile is None else asked.compile)
     prior = setup.open_prior(asked, opening.prior, device)
-    has_graphs = setup.has_chain and isinstance(prior, Prior) and prior.lean.graphs is not None
+    has_graphs = setup.has_chain and isinstance(prior, Prior) and prior.frozen.graphs is not None
     num_layers = len(prior.layers) if isinstance(prior, StyleGAN) else None
     config = resolve(replace(asked, cuda_graphs=has_graphs), prior.native_resolution, num_layers)
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)

@@ -108,11 +108,11 @@ class Costs:
 
 def count_costs(prior: Prior, work: Workload) -> Costs:
     """Count on the prior's device."""
-    is_graphed = prior.lean.graphs is not None
+    is_graphed = prior.frozen.graphs is not None
     if (
-        is_graphed and prior.lean.execution is not None
+        is_graphed and prior.frozen.execution is not None
     ):  # a replay has its activations already, and its operations are not seen
-        prior = copy.copy(prior).streamline(replace(prior.lean.execution, cuda_graphs=False))
+        prior = copy.copy(prior).set_execution(replace(prior.frozen.execution, cuda_graphs=False))
     device, side = prior.device, work.latent_size or work.resolution // prior.downsample
     latents = torch.zeros(1, prior.latent_channels, side, side, device=device, requires_grad=True)
     leaf, row = latents.detach().clone().requires_grad_(), torch.zeros(1, dtype=torch.int64, device=device)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 import ld3m
@@ -22,7 +23,8 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 try:
     from ld3m import _C as native
 except ImportError as error:
-    native, _not_built = None, f"ld3m._C cannot be imported ({error}); reinstall ld3m with a C++ compiler at hand"
+    native = None  # pyright: ignore[reportAssignmentType]  # not to be called: `missing` says so first
+    _not_built = f"ld3m._C cannot be imported ({error}); reinstall ld3m with a C++ compiler at hand"
 else:
     _not_built = ""
     if native.__version__ != ld3m.__version__:
@@ -60,6 +62,7 @@ def missing(backend: str, x: Tensor) -> str:
 def _no_code(index: int | None) -> str:
     """Say why the CUDA code that was built does not run on a device; "" when it does."""
     if index not in _refusals:
+        assert native is not None  # or `missing` had said so
         major, minor = torch.cuda.get_device_capability(index)
         built = [divmod(int(arch), 10) for arch in native.cuda_archs.split(",")]
         # Machine code runs from its own minor version on; the last is there as PTX too, for all that came later.
@@ -72,11 +75,13 @@ def _no_code(index: int | None) -> str:
 def describe() -> dict[str, str]:
     """Say of native and triton what is there, or why it is not."""
     built = _not_built
-    if not built:
+    if native is not None and not built:
         built = f"{native.__file__}, CUDA: {_no_cuda or 'yes'}"
     found = "not installed; pip install triton"
     if HAS_TRITON:
-        kernels = next(iter(importlib.util.find_spec("ld3m.kernels").submodule_search_locations))
+        import ld3m.kernels
+
+        kernels = ld3m.kernels.__path__[0]
         found = f"{importlib.metadata.version('triton')}, kernels in {kernels}" + (", interpreted" if INTERPRET else "")
     return {"native": built, "triton": found}
 
@@ -110,4 +115,5 @@ def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) 
 @torch.compiler.assume_constant_result  # a traced call would always be true; the compiled code is guarded by the stack
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    is_in_func = peek_interpreter_stack() is not None  # pyright: ignore[reportUnnecessaryComparison]
+    return is_in_func or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]

@@ -5,6 +5,7 @@ derivative in a is ⟨a, b⟩ |b| / p² · a / |a| - b / p; the part along a cou
 """
 
 from collections.abc import Sequence
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ EPSILON = 1e-6  # added to the product of norms
 def gradient_distance_reference(own: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Eager definition that every backend is tested against."""
     pairs = [(a.flatten(1), b.flatten(1)) for a, b in zip(own, target, strict=True)]
-    return sum((1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPSILON)).sum() for a, b in pairs)
+    terms = ((1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPSILON)).sum() for a, b in pairs)
+    return cast(Tensor, sum(terms))
 
 
 def supports(backend: str, *tensors: Tensor) -> str:
@@ -58,8 +60,9 @@ def distances_and_directions(
         Distances (C,), and derivatives like `own`.
     """
     num_classes = len(own[0]) if own else 1
-    rows = [[g.detach().flatten(0, 1) for g in gradients] for gradients in (own, target)]  # (C, O, ...) -> (C·O, ...)
-    distances, direction = _checked(*rows, num_classes, True, backend)
+    # (C, O, ...) -> (C·O, ...)
+    own_rows, target_rows = ([g.detach().flatten(0, 1) for g in gradients] for gradients in (own, target))
+    distances, direction = _checked(own_rows, target_rows, num_classes, True, backend)
     return distances, [d.view_as(a) for d, a in zip(direction, own, strict=True)]
 
 
@@ -100,7 +103,7 @@ def _gradient_distance(
         parts = [row_cosines(a.flatten(1).to(wide), b.flatten(1).to(wide)) for a, b in zip(own, target, strict=True)]
         direction = [d.to(a.dtype).view_as(a) for (_, d), a in zip(parts, own, strict=True)] if with_direction else []
         losses = [loss for loss, _ in parts]
-    total = sum(loss.view(num_classes, -1).sum(1) for loss in losses)  # of each layer (C·O,) -> (C,)
+    total = cast(Tensor, sum(loss.view(num_classes, -1).sum(1) for loss in losses))  # of each layer (C·O,) -> (C,)
     return total.to(own[0].dtype), direction
 
 
@@ -114,30 +117,34 @@ def row_cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_gradient_distance.register_fake
-def _(own: list[Tensor], target: list[Tensor], num_classes: int, with_direction: bool, backend: str):
+def _(
+    own: list[Tensor], target: list[Tensor], num_classes: int, with_direction: bool, backend: str
+) -> tuple[Tensor, list[Tensor]]:
     return own[0].new_empty(num_classes), [torch.empty_like(a) for a in own] if with_direction else []
 
 
 @torch.library.custom_op("ld3m::gradient_distance_bwd", mutates_args=())
 def _gradient_distance_bwd(grad: Tensor, direction: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_mul(direction, grad))
+    return list(torch._foreach_mul(direction, grad))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 
 @_gradient_distance_bwd.register_fake
-def _(grad: Tensor, direction: list[Tensor]):
+def _(grad: Tensor, direction: list[Tensor]) -> list[Tensor]:
     return [torch.empty_like(d) for d in direction]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*output[1])
 
 
-def _backward(ctx, grad: Tensor, d_direction: list[Tensor]):  # where the direction leaves this file, own is detached
+def _backward(
+    ctx: Any, grad: Tensor, d_direction: list[Tensor]
+) -> tuple[Any, ...]:  # where the direction leaves this file, own is detached
     grads = _gradient_distance_bwd(grad.squeeze(0), list(ctx.saved_tensors))
     return grads, [None] * len(grads), None, None, None
 
 
-def _refuse(ctx, *grads):
+def _refuse(ctx: Any, *grads: Any) -> NoReturn:
     raise BackendError("gradient_distance has no second derivative; use gradient_distance_reference there")
 
 

@@ -17,6 +17,7 @@ generator, and only a few hundred coordinates of it exist at a time. Every backe
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def philox(counters: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def group_noise(indices: Tensor, *, ipc: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Make the noise z of groups again from their indices (B,) int64: (B, ipc, dim) on their device."""
+    """Recompute the noise z of groups from their indices (B,) int64: (B, ipc, dim) on their device."""
     blocks = math.ceil(dim / 4)
     block, member = (torch.arange(n, device=indices.device) for n in (blocks, ipc))
     group = indices[:, None, None]
@@ -131,7 +132,7 @@ def group_scores(
     """
     _check(std, ipc, first, count, seed, weights)
     std = std.detach().to(torch.float64 if std.dtype == torch.float64 else torch.float32).contiguous()
-    chosen = choose(backend, lambda name, std: supports(name, std, ipc), std)
+    chosen = choose(backend, partial(supports, ipc=ipc), std)
     return _group_scores(std, ipc, first, count, seed, list(map(float, weights)), chosen)
 
 
@@ -146,7 +147,7 @@ def group_select(
 ) -> tuple[int, float]:
     """Return (index, score) of the best of `groups` groups, the first of equal ones; arguments as of `group_scores`.
 
-    `group_noise(torch.tensor([index]), ...)` makes its noise again.
+    `group_noise(torch.tensor([index]), ...)` recomputes its noise.
     """
     best, best_score = 0, math.inf
     for first in range(0, groups, _SCORES):

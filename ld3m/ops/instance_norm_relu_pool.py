@@ -3,14 +3,16 @@
 With n = (x - mean) / std over a plane (one channel of one image) and u = weight * n + bias, the result is the mean of
 max(u, 0) over windows. With g the cotangent of u (the window's over 4 where u > 0, else 0), that of x is
 weight / std * (g - mean(g) - n * mean(g * n)), of weight the sum of g * n and of bias the sum of g over planes. Only x,
-mean and 1 / std are kept; n and u are computed again.
+mean and 1 / std are kept; n and u are recomputed.
 """
+
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ld3m.errors import InputError
+from ld3m.errors import BackendError, InputError
 from ld3m.ops.backends import choose, missing, native
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/instance_norm_relu_pool.cu
@@ -105,7 +107,7 @@ def _instance_norm_relu_pool(
 
 
 @_instance_norm_relu_pool.register_fake
-def _(x, weight, bias, eps, pool, backend):
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_outputs(x, pool)
 
 
@@ -143,11 +145,23 @@ def _instance_norm_relu_pool_bwd(
 
 
 @_instance_norm_relu_pool_bwd.register_fake
-def _(grad, x, weight, bias, mean, rstd, eps, pool, backend):
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    pool: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
 
 
-def _eager_bwd(grad, x, weight, bias, mean, rstd, eps, pool) -> tuple[Tensor, Tensor, Tensor]:
+def _eager_bwd(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, eps: float, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     normed = F.group_norm(x, x.shape[1], weight, bias, eps)
     if pool:
         grad = torch.ops.aten.avg_pool2d_backward(grad, normed, [2, 2], [2, 2], [0, 0], False, True, None)
@@ -176,18 +190,22 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 8 == 0 else x.clone()  # the CUDA kernels read pairs of pixels
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, ctx.eps, ctx.pool, ctx.backend = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(ctx, grad: Tensor, d_mean: Tensor, d_rstd: Tensor):  # mean and 1 / std never leave this file
+def _backward(
+    ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor
+) -> tuple[Tensor | None, ...]:  # mean and 1 / std never leave this file
     grads = _instance_norm_relu_pool_bwd(grad.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
     return *grads, None, None, None
 
 
-def _no_second_derivative(ctx, *grads):
-    raise InputError("instance_norm_relu_pool has no second derivative; use instance_norm_relu_pool_reference for one")
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise BackendError(
+        "instance_norm_relu_pool has no second derivative; use instance_norm_relu_pool_reference for one"
+    )
 
 
 _instance_norm_relu_pool.register_autograd(_backward, setup_context=_setup_context)

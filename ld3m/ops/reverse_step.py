@@ -6,6 +6,8 @@ With λ the cotangent of z': that of z is a λ, of injected d λ, of ε_u (1−g
 of `ld3m.chain.schedule.ChainTable` and get no gradient.
 """
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor
 
@@ -104,7 +106,8 @@ def reverse_step_vjp(
     grad, dtype = grad.contiguous(memory_format=_layout(grad)), dtype or grad.dtype
     chosen = choose(backend, supports, grad, grad.new_empty(0, dtype=dtype))
     pulled = iter(_reverse_step_bwd(grad, a, b, d, guidance_scale, is_guided, dtype, list(wanted), chosen))
-    return tuple(next(pulled) if is_wanted else None for is_wanted in wanted)
+    state, predictions, injected = (next(pulled) if is_wanted else None for is_wanted in wanted)
+    return state, predictions, injected
 
 
 @torch.library.custom_op("ld3m::reverse_step", mutates_args=())
@@ -140,7 +143,16 @@ def _reverse_step(
 
 
 @_reverse_step.register_fake
-def _(state, predictions, injected, a, b, d, guidance_scale, backend) -> Tensor:
+def _(
+    state: Tensor,
+    predictions: Tensor,
+    injected: Tensor | None,
+    a: float,
+    b: float,
+    d: float,
+    guidance_scale: float,
+    backend: str,
+) -> Tensor:
     return torch.empty_like(state)
 
 
@@ -183,7 +195,17 @@ def _reverse_step_bwd(
 
 
 @_reverse_step_bwd.register_fake
-def _(grad, a, b, d, guidance_scale, is_guided, dtype, wanted, backend) -> list[Tensor]:
+def _(
+    grad: Tensor,
+    a: float,
+    b: float,
+    d: float,
+    guidance_scale: float,
+    is_guided: bool,
+    dtype: torch.dtype,
+    wanted: list[bool],
+    backend: str,
+) -> list[Tensor]:
     return [t for t in _empty_cotangents(grad, is_guided, dtype, wanted) if t is not None]
 
 
@@ -197,19 +219,19 @@ def _empty_cotangents(grad: Tensor, is_guided: bool, dtype: torch.dtype, wanted:
     ]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     state, predictions, _, *ctx.scalars, ctx.backend = inputs  # linear in the tensors: none is kept
     ctx.is_guided, ctx.dtype = len(predictions) != len(state), predictions.dtype
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:3])
     grad = grad.contiguous(memory_format=_layout(grad))
     pulled = iter(_reverse_step_bwd(grad, *ctx.scalars, ctx.is_guided, ctx.dtype, wanted, ctx.backend))
     return *(next(pulled) if is_wanted else None for is_wanted in wanted), None, None, None, None, None
 
 
-def _no_second_derivative(ctx, *grads):
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
     raise BackendError("reverse_step has no second derivative; use reverse_step_reference for one")
 
 

@@ -1,7 +1,6 @@
-"""Images sampled from pure noise by the chain without injection: what a prior has learnt, to look at and to measure."""
+"""Images sampled from pure noise by the chain without injection, to look at and to measure what a prior has learnt."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ _CLASSES = 20
 def save_samples(
     prior: Prior, path: Path, seed: int, *, per_class: int = 8, steps: int = 20, at_once: int = 128
 ) -> None:
-    """Write a grid of guided samples (g = 3), a row a class, of at most 20 classes."""
-    labels = torch.arange(min(prior.num_classes or 0, _CLASSES)).repeat_interleave(per_class)
+    """Write a grid of guided samples (g = 3), a row per class, of at most 20 classes."""
+    assert prior.num_classes is not None  # a prior that was trained here has classes
+    labels = torch.arange(min(prior.num_classes, _CLASSES)).repeat_interleave(per_class)
     generator = seeds.generator(seed, "prior", "samples")
     images = sample_images(prior, labels, generator, steps=steps, guidance_scale=3.0, at_once=at_once)
     pictures.save_png(path, pictures.grid(images, per_class))
@@ -36,8 +36,7 @@ def sample_images(
 ) -> Tensor:
     """Sample images (N, 3, H, W) in [0, 1] from pure noise by DDIM, one for each class id (N,), some at a time."""
     side = prior.native_resolution // prior.downsample
-    channels: Any = prior.latent_channels
-    noise = torch.randn((len(class_ids), channels, side, side), generator=generator).to(prior.device)
+    noise = torch.randn((len(class_ids), prior.latent_channels, side, side), generator=generator).to(prior.device)
     # A zero latent noised to the first timestep is the noise itself, scaled by √(1−ᾱ) ≈ 1.
     latents = reverse_chain(
         prior,

@@ -7,13 +7,14 @@ import torch
 
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
-from ld3m.priors.frozen import Execution
+from ld3m.priors.frozen import ExecutionConfig
 from ld3m.priors.random import NAMES as RANDOM_NAMES
-from ld3m.priors.stylegan.generator import StyleGAN
-from ld3m.priors.stylegan.loading import load_stylegan
+from ld3m.priors.stylegan import StyleGAN, load_stylegan
 from ld3m.runtime.devices import resolve_device, resolve_dtype
 
-__all__ = ["NAMES", "Execution", "Prior", "StyleGAN", "load_prior", "load_stylegan"]
+__all__ = ["NAMES", "Execution", "ExecutionConfig", "Prior", "StyleGAN", "load_prior", "load_stylegan"]
+
+Execution = ExecutionConfig  # deprecated, the former name
 
 NAMES = ("builtin", *(f"random:{name}" for name in RANDOM_NAMES))
 

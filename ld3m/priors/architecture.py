@@ -5,6 +5,7 @@ prior trainer.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ld3m.errors import ConfigError
 
 NUM_TRAIN_STEPS = 1000
+
+DiffusersModule = Any  # an nn.Module of diffusers, whose parts and configuration its type does not tell
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,12 @@ def linear_alphas_cumprod(beta_start: float, beta_end: float) -> Tensor:
     return torch.cumprod(1 - torch.linspace(beta_start, beta_end, NUM_TRAIN_STEPS, dtype=torch.float64), dim=0)
 
 
-def build_first_stage(shape: LdmShape | DiTShape) -> nn.Module:
+def build_first_stage(shape: LdmShape | DiTShape) -> DiffusersModule:
     """Return the untrained first stage: `VQModel` or `AutoencoderKL`."""
-    from diffusers import AutoencoderKL, VQModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
 
-    common = dict(
+    common: dict[str, Any] = dict(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * len(shape.ch_mult),
@@ -163,19 +167,20 @@ def build_first_stage(shape: LdmShape | DiTShape) -> nn.Module:
         sample_size=shape.resolution,
         scaling_factor=shape.scale_factor,
     )
-    if shape.first_stage == "kl":
+    if not isinstance(shape, LdmShape) or shape.first_stage == "kl":
         return AutoencoderKL(**common)
-    return VQModel(**common, num_vq_embeddings=shape.num_codes, vq_embed_dim=shape.latent_channels)
+    return VQModel(**common | {"num_vq_embeddings": shape.num_codes, "vq_embed_dim": shape.latent_channels})
 
 
-def build_denoiser(shape: LdmShape) -> nn.Module:
+def build_denoiser(shape: LdmShape) -> DiffusersModule:
     """Return the untrained denoiser: `UNet2DConditionModel`, or `UNet2DModel` when unconditional."""
-    from diffusers import UNet2DConditionModel, UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     levels = range(len(shape.channel_mult))
     has_attention = [level in shape.attention_levels for level in levels]
     kind = "Attn" if shape.context_dim is None else "CrossAttn"
-    common = dict(
+    common: dict[str, Any] = dict(
         sample_size=shape.resolution // shape.downsample,
         in_channels=shape.latent_channels,
         out_channels=shape.latent_channels,
@@ -191,17 +196,25 @@ def build_denoiser(shape: LdmShape) -> nn.Module:
     )
     if shape.context_dim is None:
         return UNet2DModel(**common, attention_head_dim=shape.head_channels)
-    return UNet2DConditionModel(
-        **common,
-        # This class takes the NUMBER of heads under that name.
-        attention_head_dim=shape.num_heads or tuple(c // shape.head_channels for c in common["block_out_channels"]),
-        transformer_layers_per_block=shape.transformer_depth,
-        cross_attention_dim=shape.context_dim,
-    )
+    common |= {
+        "attention_head_dim": _num_heads(shape),  # this class takes the NUMBER of heads under that name
+        "transformer_layers_per_block": shape.transformer_depth,
+        "cross_attention_dim": shape.context_dim,
+    }
+    return UNet2DConditionModel(**common)
 
 
-def build_modules(shape: LdmShape) -> tuple[nn.Module, nn.Module, nn.Embedding | None]:
+def _num_heads(shape: LdmShape) -> int | tuple[int, ...]:
+    if shape.num_heads is not None:
+        return shape.num_heads
+    assert shape.head_channels is not None  # by LdmShape's own check
+    return tuple(shape.model_channels * mult // shape.head_channels for mult in shape.channel_mult)
+
+
+def build_modules(shape: LdmShape) -> tuple[DiffusersModule, DiffusersModule, nn.Embedding | None]:
     """Return (first stage, denoiser, class embedding) without memory behind them (on the meta device)."""
     with torch.device("meta"):
-        embedding = None if shape.context_dim is None else nn.Embedding(shape.num_embeddings, shape.context_dim)
+        embedding = None
+        if shape.context_dim is not None and shape.num_embeddings is not None:
+            embedding = nn.Embedding(shape.num_embeddings, shape.context_dim)
         return build_first_stage(shape), build_denoiser(shape), embedding

@@ -1,12 +1,13 @@
-"""What every prior offers: encode, quantise, decode, embed a class, predict the noise."""
+"""The interface of every prior: encode, quantise, decode, embed a class, predict the noise."""
 
 import torch
 from torch import Tensor, nn
 
 from ld3m.errors import ConfigError, InputError
 from ld3m.ops.nearest_code import nearest_code
-from ld3m.priors.denoiser_call import Evaluation
-from ld3m.priors.frozen import Execution, Streamlined
+from ld3m.priors.architecture import DiffusersModule
+from ld3m.priors.denoiser_call import DenoiserCall
+from ld3m.priors.frozen import ExecutionConfig, FrozenNetworks, GraphedCall
 
 
 class Prior:
@@ -32,8 +33,8 @@ class Prior:
         self,
         *,
         name: str,
-        first_stage: nn.Module,
-        denoiser: nn.Module,
+        first_stage: DiffusersModule,
+        denoiser: DiffusersModule,
         class_embedding: nn.Embedding | None,
         alphas_cumprod: Tensor,
         scale_factor: float,
@@ -57,9 +58,9 @@ class Prior:
         self.latent_channels = first_stage.quantize.vq_embed_dim if self.is_vq else first_stage.config.latent_channels
         rows = None if class_embedding is None else class_embedding.num_embeddings
         self.num_classes = None if rows is None else rows - 1
-        self.conditioning_shape = None if rows is None else (1, class_embedding.embedding_dim)
+        self.conditioning_shape = None if class_embedding is None else (1, class_embedding.embedding_dim)
         self.null_class = rows - 1 if null_class is None and rows is not None else null_class
-        self.lean = Streamlined(denoiser, first_stage, None)
+        self.frozen = FrozenNetworks(denoiser, first_stage, None)
 
     def modules(self) -> list[nn.Module]:
         """Return first stage, denoiser and, where there is one, the class embedding."""
@@ -70,24 +71,28 @@ class Prior:
         """Move and cast the weights in place; return the prior itself."""
         for module in self.modules():
             nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
-        return self if self.lean.execution is None else self.streamline(self.lean.execution)
+        return self if self.frozen.execution is None else self.set_execution(self.frozen.execution)
 
-    def streamline(self, execution: Execution | None) -> "Prior":
-        """Run the frozen networks without what gradients in their inputs do not need; return the prior itself.
+    def set_execution(self, execution: ExecutionConfig | None) -> "Prior":
+        """Run the networks by their frozen counterparts, which leave out what input gradients do not need.
 
         The modules stay what they are, to be moved, saved or run by others; None runs them as they are again. A
-        network without a lean counterpart runs as it is.
+        network without a frozen counterpart runs as it is. Returns the prior itself.
 
         Raises:
             ConfigError: CUDA graphs are asked for and cannot be had.
             BackendError: an attention that is not installed.
         """
-        self.lean = Streamlined(self.denoiser, self.first_stage, execution)
+        self.frozen = FrozenNetworks(self.denoiser, self.first_stage, execution)
         return self
+
+    def streamline(self, execution: ExecutionConfig | None) -> "Prior":
+        """Set the execution; deprecated, the former name of `set_execution`."""
+        return self.set_execution(execution)
 
     @property
     def latent_multiple(self) -> int:
-        """What a side of the latents is a multiple of; a U-Net with cross-attention takes any."""
+        """The number that divides each side of the latents; a U-Net with cross-attention takes any side."""
         config = self.denoiser.config
         if "patch_size" in config:  # a DiT
             return config.patch_size
@@ -136,8 +141,8 @@ class Prior:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, c, h, w) to images (B, 3, f·h, f·w), about [−1, 1] and not clamped; VQ quantises first."""
         scaled = self.quantize(latents).to(self.dtype) / self.scale_factor
-        if self.lean.decoder is not None:
-            return self.lean.decoder(scaled).to(latents.dtype)
+        if self.frozen.decoder is not None:
+            return self.frozen.decoder(scaled).to(latents.dtype)
         options = {"force_not_quantize": True} if self.is_vq else {}  # it has been done
         return self.first_stage.decode(scaled, **options).sample.to(latents.dtype)
 
@@ -166,7 +171,7 @@ class Prior:
 
         `predict_noise` and `evaluate` take either. The conditioning itself, where nothing can be computed beforehand.
         """
-        return conditioning if self.lean.denoiser is None else self.lean.denoiser.project(conditioning)
+        return conditioning if self.frozen.denoiser is None else self.frozen.denoiser.project(conditioning)
 
     def predict_noise(self, latents: Tensor, timestep: int, conditioning: Tensor | None = None) -> Tensor:
         """Predict ε̂ (B, c, h, w) in noisy latents at an integer timestep 0 … 999.
@@ -178,8 +183,8 @@ class Prior:
                 unconditional one.
         """
         self._check_call(timestep, conditioning)
-        if (lean := self.lean.denoiser) is not None:
-            return lean(latents, lean.row(timestep), None if conditioning is None else lean.project(conditioning))
+        if (frozen := self.frozen.denoiser) is not None:
+            return frozen(latents, frozen.row(timestep), conditioning)
         inputs = (latents.to(self.dtype), timestep)
         if conditioning is not None:
             inputs += (conditioning.to(self.dtype),)
@@ -188,12 +193,21 @@ class Prior:
 
     def evaluate(
         self, latents: Tensor, timestep: int, conditioning: Tensor | None, *, wants: tuple[bool, bool]
-    ) -> Evaluation:
+    ) -> DenoiserCall | GraphedCall:
         """Predict like `predict_noise`, and keep what the wanted gradients, in (latents, conditioning), need."""
-        if self.lean.graphs is not None:
-            self._check_call(timestep, conditioning)
-            return self.lean.graphs.evaluate(latents, self.lean.denoiser.row(timestep), conditioning, wants)
-        return Evaluation(lambda x, c: self.predict_noise(x, timestep, c), latents, conditioning, wants)
+        self._check_call(timestep, conditioning)
+        frozen, graphs = self.frozen.denoiser, self.frozen.graphs
+        if frozen is not None and graphs is not None:
+            return graphs.evaluate(latents, frozen.row(timestep), conditioning, wants)
+        latents = latents.detach().requires_grad_(wants[0])
+        if conditioning is not None:
+            conditioning = conditioning.detach().requires_grad_(wants[1])
+        with torch.set_grad_enabled(any(wants)):
+            if frozen is None:
+                output = self.predict_noise(latents, timestep, conditioning)
+            else:  # not through predict_noise: few calls lie between a step of a chain and a convolution
+                output = frozen(latents, frozen.row(timestep), conditioning)
+        return DenoiserCall((latents, conditioning), output)
 
     def _check_call(self, timestep: int, conditioning: Tensor | None) -> None:
         if not isinstance(timestep, Tensor) and timestep not in range(len(self.alphas_cumprod)):  # one may be on a GPU

@@ -1,4 +1,4 @@
-"""Which class of a prior stands for which class of a data set."""
+"""The class of a prior that stands for each class of a data set."""
 
 import logging
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def match_classes(
         class_ids: the user's own choice, one a class; wins over matching.
         is_required: refuse a class without a match instead of starting it from the null class.
     """
-    if prior.num_classes is None:
+    if prior.num_classes is None or prior.null_class is None:
         raise InputError(f"{prior.name} has no classes to match; leave class_ids out")
     if class_ids is not None:
         if len(class_ids) != len(class_names):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from ld3m.errors import CheckpointError, ConfigError
-from ld3m.priors.architecture import SHAPES, LdmShape, build_modules
+from ld3m.priors.architecture import SHAPES, DiffusersModule, LdmShape, build_modules
 from ld3m.priors.base import Prior
 from ld3m.priors.folder import load_weights
 
@@ -132,7 +132,7 @@ def _check_all_used(state: dict[str, Tensor], converted: dict[str, Tensor], sour
         raise CheckpointError(f"{source} does not fit its configuration, which has no place for {listed}")
 
 
-def _convert_denoiser(state: dict[str, Tensor], denoiser: nn.Module, shape: LdmShape) -> dict[str, Tensor]:
+def _convert_denoiser(state: dict[str, Tensor], denoiser: DiffusersModule, shape: LdmShape) -> dict[str, Tensor]:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     raw = {key: value for key, value in state.items() if key.startswith(_UNET)}
@@ -159,7 +159,7 @@ def _convert_denoiser(state: dict[str, Tensor], denoiser: nn.Module, shape: LdmS
     return weights
 
 
-def _convert_first_stage(state: dict[str, Tensor], first_stage: nn.Module) -> dict[str, Tensor]:
+def _convert_first_stage(state: dict[str, Tensor], first_stage: DiffusersModule) -> dict[str, Tensor]:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     raw = {key: value for key, value in state.items() if key.startswith(_FIRST_STAGE)}

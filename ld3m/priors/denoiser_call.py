@@ -1,41 +1,32 @@
 """One call of a denoiser and its vector-Jacobian product."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Grads = tuple[Tensor | None, Tensor | None]  # in (latents, conditioning), None where it is not wanted
 
-class Evaluation:
+
+@dataclass(frozen=True, eq=False)
+class DenoiserCall:
     """A call that was made, with the graph for its vector-Jacobian product where one is wanted.
 
     Args:
-        call: (latents, conditioning) -> predictions.
-        latents: (B, c, h, w).
-        conditioning: (B, ...), or None.
-        wants: whether a gradient in latents, and one in conditioning, will be asked for.
+        inputs: latents (B, c, h, w) and conditioning (B, ...) or None; leaves, of which some require a gradient.
+        output: the predictions, with their graph.
     """
 
-    def __init__(
-        self,
-        call: Callable[[Tensor, Tensor | None], Tensor],
-        latents: Tensor,
-        conditioning: Tensor | None,
-        wants: tuple[bool, bool],
-    ) -> None:
-        self._inputs = [
-            None if x is None else x.detach().requires_grad_(wanted)
-            for x, wanted in zip((latents, conditioning), wants, strict=True)
-        ]
-        with torch.set_grad_enabled(any(wants)):
-            self._predictions = call(*self._inputs)
+    inputs: Grads
+    output: Tensor
 
     @property
     def predictions(self) -> Tensor:
-        return self._predictions.detach()
+        return self.output.detach()
 
-    def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def vjp(self, cotangent: Tensor) -> Grads:
         """Pull a cotangent of the predictions back to (latents, conditioning), once; None where it is not wanted."""
-        wanted = [x for x in self._inputs if x is not None and x.requires_grad]
-        grads = iter(torch.autograd.grad(self._predictions, wanted, cotangent, materialize_grads=True))
-        return tuple(next(grads) if x is not None and x.requires_grad else None for x in self._inputs)
+        wanted = [x for x in self.inputs if x is not None and x.requires_grad]
+        grads = iter(torch.autograd.grad(self.output, wanted, cotangent, materialize_grads=True))
+        latents, conditioning = (next(grads) if x is not None and x.requires_grad else None for x in self.inputs)
+        return latents, conditioning

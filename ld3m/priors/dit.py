@@ -10,12 +10,13 @@ are given the sum of a time vector and a class vector: the class vector is the c
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError, ConfigError, InputError
-from ld3m.priors.architecture import DIT_SHAPES, DiTShape, build_first_stage
+from ld3m.priors.architecture import DIT_SHAPES, DiffusersModule, DiTShape, build_first_stage
 from ld3m.priors.base import Prior
 from ld3m.priors.folder import load_module, load_weights, read_alphas_cumprod, read_json, read_weights
 
@@ -39,7 +40,7 @@ _BLOCK_NAMES = {
 
 
 class _GivenVector(nn.Module):
-    """Stands where a block had embedders of its own: hands on the vector it is given in place of the class ids."""
+    """A block's embedder that returns the vector it is given in place of the class ids."""
 
     def forward(self, timestep: None, vector: Tensor, hidden_dtype: torch.dtype | None = None) -> Tensor:
         return vector
@@ -53,7 +54,10 @@ class DiTDenoiser(nn.Module):
         freq_shift: s of the time embedding's frequencies 10000^(−k/(half−s)).
     """
 
-    def __init__(self, dit: nn.Module, freq_shift: float) -> None:
+    dit: DiffusersModule
+    config: Any
+
+    def __init__(self, dit: DiffusersModule, freq_shift: float) -> None:
         from diffusers.models.embeddings import Timesteps
 
         super().__init__()
@@ -73,7 +77,7 @@ class DiTDenoiser(nn.Module):
         patches.pos_embed = table.float()[None].to(weight)
         return self
 
-    def forward(self, sample: Tensor, timestep: int | Tensor, conditioning: Tensor) -> object:
+    def forward(self, sample: Tensor, timestep: int | Tensor, conditioning: Tensor) -> Any:
         if sample.shape[-2] != sample.shape[-1]:
             raise InputError(f"latents of a DiT are square, got {tuple(sample.shape)}")
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
@@ -81,7 +85,7 @@ class DiTDenoiser(nn.Module):
         return self.dit(sample, class_labels=time + conditioning[:, 0])  # (B, 1, dim) -> (B, dim)
 
 
-def build_dit_modules(shape: DiTShape) -> tuple[nn.Module, DiTDenoiser, nn.Embedding]:
+def build_dit_modules(shape: DiTShape) -> tuple[DiffusersModule, DiTDenoiser, nn.Embedding]:
     """Return (first stage, denoiser, class embedding) on the meta device; the positions are to be placed."""
     config = {
         "num_attention_heads": shape.num_heads,
@@ -121,7 +125,7 @@ def load_official(path: Path, state: dict[str, Tensor], config: Path | None, *, 
 
 def load_pipeline(folder: Path, *, dtype: torch.dtype) -> Prior:
     """Load a diffusers `DiTPipeline` folder: transformer/, vae/ and scheduler/."""
-    from diffusers import DiTTransformer2DModel
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     given = read_json(folder / "transformer" / "config.json")
     if given.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
@@ -135,7 +139,9 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype) -> Prior:
     return _prior(folder.name, first_stage, denoiser, table.to(dtype), read_alphas_cumprod(folder))
 
 
-def _prior(name: str, first_stage: nn.Module, denoiser: DiTDenoiser, table: Tensor, alphas_cumprod: Tensor) -> Prior:
+def _prior(
+    name: str, first_stage: DiffusersModule, denoiser: DiTDenoiser, table: Tensor, alphas_cumprod: Tensor
+) -> Prior:
     downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
     return Prior(
         name=name,
@@ -149,7 +155,7 @@ def _prior(name: str, first_stage: nn.Module, denoiser: DiTDenoiser, table: Tens
 
 
 def _build_denoiser(config: dict, freq_shift: float) -> DiTDenoiser:
-    from diffusers import DiTTransformer2DModel
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     with torch.device("meta"):
         return DiTDenoiser(DiTTransformer2DModel(**config), freq_shift)
@@ -230,7 +236,7 @@ def _check_positions(denoiser: DiTDenoiser, table: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path} has a pos_embed {tuple(table.shape)} other than DiT's fixed sines and cosines")
 
 
-def _official_first_stage(path: Path, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _official_first_stage(path: Path, folder: Path, dtype: torch.dtype) -> DiffusersModule:
     for candidate in (folder / "vae", folder):
         config = candidate / "config.json"
         if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKL":

@@ -4,12 +4,18 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError
-from ld3m.priors.architecture import NUM_TRAIN_STEPS, linear_alphas_cumprod, scaled_linear_alphas_cumprod
+from ld3m.priors.architecture import (
+    NUM_TRAIN_STEPS,
+    DiffusersModule,
+    linear_alphas_cumprod,
+    scaled_linear_alphas_cumprod,
+)
 from ld3m.priors.base import Prior
 from ld3m.priors.checkpoint import read_state
 from ld3m.runtime.storage import load_tensors, save_tensors, write_json
@@ -58,12 +64,12 @@ def save_prior(prior: Prior, folder: Path, *, dtype: torch.dtype, betas: tuple[f
 class _ClassVectorDenoiser(nn.Module):
     """A U-Net that adds its class embedding to the time embedding, called like one with cross-attention."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: DiffusersModule) -> None:
         super().__init__()
         unet.class_embedding = nn.Identity()  # the vector itself is the conditioning, so that it can be optimised
         self.unet, self.config = unet, unet.config
 
-    def forward(self, sample: Tensor, timestep: int, conditioning: Tensor) -> object:
+    def forward(self, sample: Tensor, timestep: int, conditioning: Tensor) -> Any:
         return self.unet(sample, timestep, class_labels=conditioning[:, 0])  # (B, 1, dim) -> (B, dim)
 
 
@@ -93,14 +99,16 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
     )
 
 
-def _scale_factor(folder: Path, first_stage: nn.Module) -> float:
+def _scale_factor(folder: Path, first_stage: DiffusersModule) -> float:
     """Return the factor of a first stage's latents; those of a VQModel were not scaled before its file could say so."""
     if type(first_stage).__name__ == "VQModel":
         return read_json(folder / "config.json").get("scaling_factor", 1.0)
     return first_stage.config.scaling_factor
 
 
-def _split_classes(folder: Path, denoiser: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Embedding | None]:
+def _split_classes(
+    folder: Path, denoiser: DiffusersModule, dtype: torch.dtype
+) -> tuple[DiffusersModule, nn.Embedding | None]:
     own_table = getattr(denoiser, "class_embedding", None)
     if isinstance(own_table, nn.Embedding):
         last = own_table.num_embeddings - 1
@@ -125,7 +133,7 @@ def _split_classes(folder: Path, denoiser: nn.Module, dtype: torch.dtype) -> tup
     return denoiser, nn.Embedding.from_pretrained(tensors["weight"].to(dtype))
 
 
-def load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+def load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) -> DiffusersModule:
     import diffusers
 
     config = read_json(folder / "config.json")
@@ -166,8 +174,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str, dty
 def read_alphas_cumprod(folder: Path) -> Tensor:
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
-    start, end, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
-    if config.get("num_train_timesteps", NUM_TRAIN_STEPS) != NUM_TRAIN_STEPS or None in (start, end):
+    start, end, kind = config.get("beta_start"), config.get("beta_end"), config.get("beta_schedule")
+    if config.get("num_train_timesteps", NUM_TRAIN_STEPS) != NUM_TRAIN_STEPS or start is None or end is None:
         raise CheckpointError(f"{path} describes another schedule than 1,000 steps with beta_start and beta_end")
     for key, expected in _SCHEDULER.items():
         if config.get(key, expected) != expected:

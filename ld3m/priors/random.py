@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ld3m.errors import ConfigError
 from ld3m.priors.architecture import DIT_SHAPES, SHAPES, build_modules
 from ld3m.priors.base import Prior
-from ld3m.priors.dit import build_dit_modules
+from ld3m.priors.dit import DiTDenoiser, build_dit_modules
 from ld3m.runtime import seeds
 
 RELEASED = "ffhq256-released"
@@ -16,14 +16,14 @@ NAMES = (*SHAPES, RELEASED, *DIT_SHAPES)
 
 
 @torch.no_grad()
-def fill_random(module: nn.Module, draw: torch.Generator) -> nn.Module:
+def fill_random(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw every parameter so that no tensor is zero: fan-in scaled weights, norm scales about 1, small biases.
 
     Embedding tables (class embeddings, codebooks) are drawn as N(0, 1).
     """
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            noise = torch.randn(parameter.shape, generator=draw).to(parameter)
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.copy_(_scaled(owner, name, noise))
     return module
 
@@ -44,18 +44,21 @@ def load_random(name: str, *, dtype: torch.dtype, without_weights: bool = False)
     """
     if name not in NAMES:
         raise ConfigError(f"random priors are {', '.join('random:' + n for n in NAMES)}; got 'random:{name}'")
-    is_dit = name in DIT_SHAPES
-    shape = DIT_SHAPES[name] if is_dit else SHAPES["ffhq256" if name == RELEASED else name]
-    first_stage, denoiser, embedding = build_dit_modules(shape) if is_dit else build_modules(shape)
+    if name in DIT_SHAPES:
+        shape = DIT_SHAPES[name]
+        first_stage, denoiser, embedding = build_dit_modules(shape)
+    else:
+        shape = SHAPES["ffhq256" if name == RELEASED else name]
+        first_stage, denoiser, embedding = build_modules(shape)
     if not without_weights:
-        draw = seeds.generator(0, "random prior", name)
+        generator = seeds.generator(0, "random prior", name)
         for module in filter(None, (first_stage, denoiser, embedding)):
-            fill_random(module.to_empty(device="cpu"), draw)
-        if is_dit:
+            fill_random(module.to_empty(device="cpu"), generator)
+        if isinstance(denoiser, DiTDenoiser):
             denoiser.place_positions()
-    if name == RELEASED:
-        nn.init.zeros_(denoiser.conv_out.weight)
-        nn.init.zeros_(denoiser.conv_out.bias)
+        elif name == RELEASED:
+            nn.init.zeros_(denoiser.conv_out.weight)
+            nn.init.zeros_(denoiser.conv_out.bias)
     return Prior(
         name=f"random:{name}",
         first_stage=first_stage,

@@ -15,7 +15,7 @@ from ld3m.config.sample import resolve
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation.finish import check_protocol
-from ld3m.priors import Execution, Prior, StyleGAN, load_prior
+from ld3m.priors import ExecutionConfig, Prior, StyleGAN, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs.folder import RunFolder
 from ld3m.runs.opening import Run, open_run, with_dtype
@@ -142,7 +142,9 @@ def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: to
     prior = load_prior(given or config.prior, device=device, dtype=config.dtype or "float32", **options)
     if prior.num_classes is None:
         raise ConfigError(f"sampling by class needs a prior with classes, and {prior.name} is unconditional")
-    return copy.copy(prior).streamline(Execution())  # on the same weights: one that was given runs on as it did
+    return copy.copy(prior).set_execution(
+        ExecutionConfig()
+    )  # on the same weights: one that was given runs on as it did
 
 
 def _check_images(config: ResolvedSampleConfig, dataset: Dataset, is_said: bool) -> ResolvedSampleConfig:

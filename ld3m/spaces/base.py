@@ -11,7 +11,7 @@ from ld3m.config import DistillConfig, ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.memory.plan import Plan
-from ld3m.priors import Execution, Prior, StyleGAN, load_prior
+from ld3m.priors import ExecutionConfig, Prior, StyleGAN, load_prior
 from ld3m.priors.classes import match_classes
 
 AnyPrior = TypeVar("AnyPrior", bound=Prior | StyleGAN)
@@ -74,11 +74,11 @@ class DiffusionSetup:
                 f"space {config.space!r} takes a latent diffusion model as prior, got {given.name}; "
                 "choose one that fits"
             )
-        switches = given.lean.execution if given else None  # those not named here stay as they are
-        execution = replace(switches or Execution(), attention=config.attention, cuda_graphs=config.cuda_graphs)
+        switches = given.frozen.execution if given else None  # those not named here stay as they are
+        execution = replace(switches or ExecutionConfig(), attention=config.attention, cuda_graphs=config.cuda_graphs)
         options = {"config": config.prior_config} if config.prior_config else {}
         prior = load_prior(given or config.prior, device=device, dtype=config.dtype or "float32", **options)
-        return copy.copy(prior).streamline(execution)  # on the same weights: one that was given runs on as it did
+        return copy.copy(prior).set_execution(execution)  # on the same weights: one that was given runs on as it did
 
     def check(self, config: ResolvedDistillConfig, prior: Prior) -> None:
         if "latents" not in config.learn and (not self.has_chain or prior.conditioning_shape is None):

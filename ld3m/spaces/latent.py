@@ -68,8 +68,8 @@ class LatentSpace:
 
     def apply_plan(self, plan: Plan) -> None:
         self.retain, self.micro_batch, self.decoder_batch = plan.retain, plan.micro_batch, plan.decoder_batch
-        if self.prior.lean.graphs is not None:  # recorded for the plan before
-            self.prior.lean.graphs.release()
+        if self.prior.frozen.graphs is not None:  # recorded for the plan before
+            self.prior.frozen.graphs.release()
 
     def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)

@@ -10,7 +10,7 @@ import torch
 import ld3m
 from ld3m.distillation import experts
 from ld3m.prior_training import train
-from ld3m.priors import Execution
+from ld3m.priors import ExecutionConfig
 
 
 def test_evaluate_compares_with_real_images(small_run, ld3m_command, coloured_folder, tmp_path):
@@ -134,7 +134,7 @@ def test_info_plans_a_budget_without_weights(ld3m_command):
     options = "--ipc 2 --num-classes 3 --steps 4 --real-batch 8 --network VGG11-w0.1 --resolution 32 --dtype bfloat16"
     status, out, _ = ld3m_command(f"info --budget 20MB --prior random:tiny {options}")
     assert status == 0
-    prior = ld3m.load_prior("random:tiny", device="meta", dtype=torch.bfloat16).streamline(Execution())
+    prior = ld3m.load_prior("random:tiny", device="meta", dtype=torch.bfloat16).set_execution(ExecutionConfig())
     common = {"resolution": 32, "steps": 4, "ipc": 2, "num_classes": 3, "algorithm": "dc", "budget": "20MB"}
     plan = ld3m.plan_memory(prior, **common, network="VGG11-w0.1", real_batch=8)
     assert out.splitlines()[-1] == f"plan       {plan}"

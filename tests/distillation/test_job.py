@@ -11,7 +11,7 @@ import ld3m
 from ld3m.data.coreset import kmeans_images
 from ld3m.distillation.job import prepare
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
-from ld3m.priors import Execution
+from ld3m.priors import ExecutionConfig
 from ld3m.runtime import seeds
 from ld3m.spaces import DiffusionSetup
 
@@ -291,15 +291,15 @@ def test_resume_and_overwrite_need_a_folder(options, make):
         make(**options)
 
 
-def test_the_prior_is_streamlined_as_the_settings_say(make, coloured):
+def test_the_prior_is_run_as_the_settings_say(make, coloured):
     job = make(attention="bmm")
-    assert job.space.prior.lean.denoiser is not None
-    assert job.space.prior.lean.execution == Execution(attention="bmm")
-    given = ld3m.load_prior("random:tiny").streamline(Execution(fused_norm=True, time_table=False))
+    assert job.space.prior.frozen.denoiser is not None
+    assert job.space.prior.frozen.execution == ExecutionConfig(attention="bmm")
+    given = ld3m.load_prior("random:tiny").set_execution(ExecutionConfig(fused_norm=True, time_table=False))
     settings = {"prior": given, "evaluate": "none", "steps": 1}
     job = prepare(coloured, settings | {"attention": "sdpa"}, out=None, resume=False, overwrite=False)
-    assert job.space.prior.lean.execution == Execution(attention="sdpa", fused_norm=True, time_table=False)
-    assert given.lean.execution == Execution(fused_norm=True, time_table=False)  # runs on as it did
+    assert job.space.prior.frozen.execution == ExecutionConfig(attention="sdpa", fused_norm=True, time_table=False)
+    assert given.frozen.execution == ExecutionConfig(fused_norm=True, time_table=False)  # runs on as it did
     with pytest.raises(ConfigError, match="attention is one of auto"):
         make(attention="flash")
     with pytest.raises(ConfigError, match="cuda_graphs needs a prior on cuda"):

@@ -1,8 +1,10 @@
 """The extension itself, and the choice of a backend."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +127,12 @@ def test_refuses_transforms_in_compiled_code():
     assert torch.compile(op, fullgraph=True, backend="aot_eager")(torch.ones(2)) == 2
     with pytest.raises(Exception, match=r"torch\.func transforms"):
         torch.compile(torch.func.grad(op), fullgraph=True, backend="aot_eager")(torch.ones(2))
+
+
+@pytest.mark.skipif(backends.native is None, reason="ld3m._C is not built")
+def test_the_stub_names_what_is_bound():
+    stub = (Path(backends.__file__).parents[1] / "_C.pyi").read_text(encoding="utf-8")
+    typed = set(re.findall(r"^def (\w+)\(", stub, re.MULTILINE))
+    bound = {name for name, value in vars(backends.native).items() if callable(value) and not name.startswith("__")}
+    for_cuda = {name for name in typed if name.endswith("_cuda") or name.startswith("cuda_")}
+    assert typed - for_cuda <= bound <= typed

@@ -6,6 +6,7 @@ where there are fewer positions than channels.
 """
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 
@@ -57,9 +58,8 @@ def _bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @functools.cache
 def _xformers() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     try:
-        from xformers.ops import memory_efficient_attention
+        return importlib.import_module("xformers.ops").memory_efficient_attention
     except ImportError as error:
         raise BackendError(
             f"attention 'xformers' cannot be imported ({error}); pip install 'ld3m[xformers]', or choose 'auto'"
         ) from error
-    return memory_efficient_attention

@@ -1,9 +1,11 @@
 """A convolution with frozen weights, which is all that a frozen generator needs: its input need not be kept."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def frozen_conv2d(
@@ -14,21 +16,21 @@ def frozen_conv2d(
     padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Convolve (B, C, H, W) as `F.conv2d` does; differentiable once, in x alone, with nothing but the weight kept."""
-    return _FrozenConv2d.apply(x, weight, bias, stride, padding)
+    return FrozenConv2d.apply(x, weight, bias, stride, padding)
 
 
-class _FrozenConv2d(torch.autograd.Function):
+class FrozenConv2d(torch.autograd.Function):
+    """The convolution of `frozen_conv2d`: `apply` takes its arguments, all of them, by position."""
+
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         [weight] = ctx.saved_tensors
         x = _unread_on_a_gpu(ctx.shape, grad, weight) if grad.is_cuda else grad.new_empty(1).expand(ctx.shape)
         dilation, is_transposed, output_padding, groups, wanted = (1, 1), False, (0, 0), 1, (True, False, False)

@@ -9,8 +9,8 @@ from ld3m.priors.frozen.attention import BACKENDS
 
 
 @dataclass(frozen=True)
-class Execution:
-    """Switches of `Prior.streamline`. None means: on a GPU, not on a CPU. All are exact to rounding.
+class ExecutionConfig:
+    """Switches of `Prior.set_execution`. None means: on a GPU, not on a CPU. All are exact to rounding.
 
     Args:
         attention: "auto" (by device and shape), "sdpa", "xformers" or "bmm" (two products and a softmax).
@@ -36,7 +36,7 @@ class Execution:
         if self.attention not in BACKENDS:
             raise ConfigError(f"attention is one of {', '.join(BACKENDS)}; got {self.attention!r}")
 
-    def on(self, device: torch.device) -> "Execution":
+    def on(self, device: torch.device) -> "ExecutionConfig":
         """Return the switches with every None decided by the device."""
         if self.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs needs a prior on cuda, it is on {device.type}; leave cuda_graphs out")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (latents, row, conditioning) -> predictions
+Inputs = tuple[Tensor, Tensor, Tensor | None]
 Recorder = Callable[..., tuple[Callable[[], object], ...]]
 
 _WARM_UP = 3  # runs before a capture: libraries choose algorithms and kernels are compiled in the first
@@ -58,7 +59,7 @@ class CudaRecorder:
 
 
 class GraphedDenoiser:
-    """Evaluations of a denoiser out of recorded slots.
+    """Calls of a denoiser out of recorded slots.
 
     Args:
         call: the denoiser, a pure function of tensors on one device.
@@ -73,14 +74,14 @@ class GraphedDenoiser:
 
     def evaluate(
         self, latents: Tensor, row: Tensor, conditioning: Tensor | None, wants: tuple[bool, bool]
-    ) -> "GraphedEvaluation":
-        """Evaluate like `Evaluation`, with the timestep's row beside the latents."""
+    ) -> "GraphedCall":
+        """Make a call like `Prior.evaluate`, with the timestep's row beside the latents."""
         inputs = (latents, row, conditioning)
         key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
         if not self._free[key]:
             self._free[key].append(_Slot(self._call, inputs, self._record))
             self.num_slots += 1
-        return GraphedEvaluation(self._free[key], inputs, wants)
+        return GraphedCall(self._free[key], inputs, wants)
 
     def release(self) -> None:
         """Let go of all slots with their activations; one that an evaluation holds goes with it."""
@@ -88,19 +89,21 @@ class GraphedDenoiser:
         self.num_slots = 0
 
 
-class GraphedEvaluation:
-    """An `Evaluation` out of a slot, given back when it is dropped, or at once where nothing more is wanted of it."""
+class GraphedCall:
+    """A `DenoiserCall` out of a slot, given back when it is dropped, or at once where nothing more is wanted of it."""
 
-    def __init__(self, free: "list[_Slot]", inputs: tuple[Tensor | None, ...], wants: tuple[bool, bool]) -> None:
+    def __init__(self, free: "list[_Slot]", inputs: Inputs, wants: tuple[bool, bool]) -> None:
         self._free, self._wants = free, wants
-        self._slot = free.pop()
-        self.predictions = self._slot.predict(*inputs)
+        slot = free.pop()
+        self._slot: _Slot | None = slot
+        self.predictions = slot.predict(*inputs)
         if not any(wants):
             self._give_back()
 
     def vjp(self, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        grads = self._slot.pull_back(cotangent)
-        return tuple(grad if wanted else None for grad, wanted in zip(grads, self._wants, strict=True))
+        assert self._slot is not None  # held as long as a gradient is wanted
+        latents, conditioning = self._slot.pull_back(cotangent)
+        return latents if self._wants[0] else None, conditioning if self._wants[1] else None
 
     def _give_back(self) -> None:
         if self._slot is not None:
@@ -114,30 +117,36 @@ class _Slot:
     """Inputs, outputs and activations at fixed addresses, and the two replays between them."""
 
     @torch.no_grad()
-    def __init__(self, call: Call, inputs: tuple[Tensor | None, ...], record: Recorder) -> None:
+    def __init__(self, call: Call, inputs: Inputs, record: Recorder) -> None:
         self._call = call
-        self._inputs = [None if x is None else x.detach().clone() for x in inputs]
-        latents, _, conditioning = self._inputs
+        latents, row, conditioning = inputs
+        latents, row = latents.detach().clone(), row.detach().clone()
+        conditioning = None if conditioning is None else conditioning.detach().clone()
+        self._inputs: Inputs = latents, row, conditioning
         self._wanted = [x.requires_grad_() for x in (latents, conditioning) if x is not None]
         self._cotangent = torch.zeros_like(latents)
+        self._predictions: Tensor | None = None
+        self._grads: tuple[Tensor, ...] | None = None
         self._replay_call, self._replay_vjp = record(self._forward, self._backward, forget=self._forget)
 
     def predict(self, *inputs: Tensor | None) -> Tensor:
         self._fill(self._inputs, inputs)
         self._replay_call()
+        assert self._predictions is not None  # of the call that was replayed
         return self._predictions.detach().clone()
 
     def pull_back(self, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._fill([self._cotangent], [cotangent])
+        self._fill((self._cotangent,), (cotangent,))
         self._replay_vjp()
-        latents, conditioning = (*self._grads, None)[:2]
-        return latents.clone(), None if conditioning is None else conditioning.clone()
+        assert self._grads is not None  # of the product that was replayed
+        latents, *conditioning = (grad.clone() for grad in self._grads)
+        return latents, conditioning[0] if conditioning else None
 
     @staticmethod
     @torch.no_grad()
-    def _fill(places: list[Tensor | None], values: "tuple[Tensor | None, ...] | list[Tensor]") -> None:
+    def _fill(places: tuple[Tensor | None, ...], values: tuple[Tensor | None, ...]) -> None:
         for place, value in zip(places, values, strict=True):
-            if place is not None:
+            if place is not None and value is not None:
                 place.copy_(value)
 
     @torch.enable_grad()
@@ -145,6 +154,7 @@ class _Slot:
         self._predictions = self._call(*self._inputs)
 
     def _backward(self) -> None:
+        assert self._predictions is not None
         # The graph is retained: its activations stay allocated, so that the product's own tensors get other places.
         self._grads = torch.autograd.grad(
             self._predictions, self._wanted, self._cotangent, retain_graph=True, materialize_grads=True

@@ -11,18 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ld3m.priors.architecture import NUM_TRAIN_STEPS
+from ld3m.priors.architecture import NUM_TRAIN_STEPS, DiffusersModule
 from ld3m.priors.frozen.blocks import Blocks
-from ld3m.priors.frozen.execution import Execution
+from ld3m.priors.frozen.execution import ExecutionConfig
+
+Contexts = dict[nn.Module, tuple[Tensor, ...]]  # by transformer: what each of its blocks reads
 
 
-class LeanDenoiser:
+class FrozenDenoiser:
     """A `UNet2DModel` or `UNet2DConditionModel` on its own weights.
 
-    Weights are read where they stand, but the table is made of them once: make another LeanDenoiser when they change.
+    Weights are read where they stand, but the table is computed once: build another one when the weights change.
     """
 
-    def __init__(self, unet: nn.Module, execution: Execution) -> None:
+    def __init__(self, unet: DiffusersModule, execution: ExecutionConfig) -> None:
         self.unet, self.blocks = unet, Blocks(execution)
         modules = list(unet.modules())
         self.resnets = [m for m in modules if type(m).__name__ == "ResnetBlock2D"]
@@ -53,16 +55,16 @@ class LeanDenoiser:
         vectors = [_linear(attention.to_out[0], _linear(attention.to_v, token)) for attention in self.cross]
         return torch.cat(vectors, 1).to(conditioning.dtype)
 
-    def __call__(self, latents: Tensor, row: Tensor, projected: Tensor | None = None) -> Tensor:
+    def __call__(self, latents: Tensor, row: Tensor, conditioning: Tensor | None = None) -> Tensor:
         """Predict the noise in latents (B, c, h, w), in their dtype.
 
         Args:
             row: of `row`.
-            projected: of `project`; None for an unconditional network.
+            conditioning: (B, tokens, dim), or its `project`ion; None for an unconditional network.
         """
         unet, blocks = self.unet, self.blocks
         shifts = dict(zip(self.resnets, row.split(self._shift_widths), strict=True))
-        contexts = {} if projected is None else self._contexts(projected.to(unet.dtype))
+        contexts = {} if conditioning is None else self._contexts(self.project(conditioning).to(unet.dtype))
         x = blocks.conv(unet.conv_in, latents.to(unet.dtype).contiguous(memory_format=blocks.format))
         skips = [x]
         for block in unet.down_blocks:
@@ -81,12 +83,14 @@ class LeanDenoiser:
                 x = blocks.resnet(resnet, torch.cat([x, skips.pop()], 1), shifts[resnet])
                 x = self._attend(block, k, x, contexts)
             for layer in block.upsamplers or ():
-                x = blocks.upsample(layer, x, skips[-1].shape[2:])
+                x = blocks.upsample(layer, x, (skips[-1].shape[2], skips[-1].shape[3]))
         x = blocks.conv(unet.conv_out, blocks.norm_silu(unet.conv_norm_out, x))
         # Learned-variance models return 2c channels; the second half is not the noise.
         return x[:, : latents.shape[1]].to(latents.dtype)
 
-    def _attend(self, block: nn.Module, k: int, x: Tensor, contexts: dict[nn.Module, tuple[Tensor, ...]]) -> Tensor:
+    def _attend(
+        self, block: DiffusersModule, k: int, x: Tensor, contexts: dict[nn.Module, tuple[Tensor, ...]]
+    ) -> Tensor:
         """Run the k-th attention of a block, where it has any: between positions, or a transformer's."""
         attention = (getattr(block, "attentions", None) or [None] * (k + 1))[k]
         if attention is None:
@@ -95,7 +99,7 @@ class LeanDenoiser:
             return self.blocks.transformer(attention, x, contexts[attention])
         return self.blocks.self_attention(attention, x)
 
-    def _contexts(self, projected: Tensor) -> dict[nn.Module, tuple[Tensor, ...]]:
+    def _contexts(self, projected: Tensor) -> Contexts:
         """Deal out what each transformer's blocks read, in the order of `self.cross`."""
         is_vectors = projected.ndim == 2
         parts = iter(projected.split(self._cross_widths, 1) if is_vectors else repeat(projected))
@@ -111,10 +115,10 @@ class LeanDenoiser:
         return torch.cat(rows, 1).to(self.unet.dtype)
 
 
-class LeanDecoder:
+class FrozenDecoder:
     """The decoder of a diffusers first stage on its own weights: latents (B, c, h, w) -> images."""
 
-    def __init__(self, first_stage: nn.Module, execution: Execution) -> None:
+    def __init__(self, first_stage: DiffusersModule, execution: ExecutionConfig) -> None:
         self.first_stage, self.blocks = first_stage, Blocks(execution)
 
     def __call__(self, latents: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Which of diffusers' modules the lean networks reproduce: every kind of module they may hold, and its settings."""
+"""The modules of diffusers that the frozen networks reproduce: every kind, and its settings."""
 
 from collections.abc import Callable
 
 from torch import nn
+
+from ld3m.priors.architecture import DiffusersModule
 
 _UNET_OPTIONS = (
     "center_input_sample", "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type",
@@ -16,7 +18,7 @@ _AS_THEY_ARE = {
 }  # fmt: skip
 
 
-def _unet(unet: nn.Module) -> bool:
+def _unet(unet: DiffusersModule) -> bool:
     config = unet.config
     return (
         not any(config.get(option) for option in _UNET_OPTIONS)
@@ -27,18 +29,18 @@ def _unet(unet: nn.Module) -> bool:
     )
 
 
-def _resnet(block: nn.Module) -> bool:
+def _resnet(block: DiffusersModule) -> bool:
     adds_time = block.time_emb_proj is None or block.time_embedding_norm == "default"
     in_place = not (block.up or block.down or block.skip_time_act)
     return adds_time and in_place and block.output_scale_factor == 1 and isinstance(block.nonlinearity, nn.SiLU)
 
 
-def _attention(block: nn.Module) -> bool:
+def _attention(block: DiffusersModule) -> bool:
     absent = (block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross, block.added_kv_proj_dim)
     return all(x is None for x in absent) and block.rescale_output_factor == 1
 
 
-def _transformer_block(block: nn.Module) -> bool:
+def _transformer_block(block: DiffusersModule) -> bool:
     return (
         block.norm_type == "layer_norm"
         and block.pos_embed is None
@@ -48,7 +50,7 @@ def _transformer_block(block: nn.Module) -> bool:
     )
 
 
-_WITH_SETTINGS: dict[str, Callable[[nn.Module], bool]] = {
+_WITH_SETTINGS: dict[str, Callable[[DiffusersModule], bool]] = {
     "UNet2DModel": _unet,
     "UNet2DConditionModel": _unet,
     "ResnetBlock2D": _resnet,
@@ -63,7 +65,7 @@ _WITH_SETTINGS: dict[str, Callable[[nn.Module], bool]] = {
 
 
 def obstacle(network: nn.Module) -> str:
-    """Say which part of a network has no lean counterpart; "" when every one has."""
+    """Say which part of a network has no frozen counterpart; "" when every one has."""
     for name, module in network.named_modules():
         where, kind = name or "the network itself", type(module).__name__
         if kind in _WITH_SETTINGS and not _WITH_SETTINGS[kind](module):

@@ -5,10 +5,11 @@ together are a banded matrix A. The layer's activation is then B_y act(A_y x A_x
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SLOPE, CLAMP = 0.2, 256.0
@@ -66,10 +67,11 @@ def down_matrices(taps: Tensor, size: tuple[int, int], down: int) -> tuple[Tenso
         left, singular, right = torch.linalg.svd(taps)
         kept = singular > 1e-15 * singular[0]
         factors = (left * singular).T[kept], right[kept]
-    return tuple(
+    down_y, down_x = (
         F.conv1d(torch.eye(side, dtype=torch.float64)[:, None], axis.flip(1)[:, None], stride=down).permute(1, 2, 0)
         for side, axis in zip(size, factors, strict=True)
     )
+    return down_y, down_x
 
 
 def filtered_leaky_relu(x: Tensor, up_y: Tensor, up_x: Tensor, down_y: Tensor, down_x: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def filtered_leaky_relu(x: Tensor, up_y: Tensor, up_x: Tensor, down_y: Tensor, d
 
 class _FilteredLeakyReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, up_y: Tensor, up_x: Tensor, down_y: Tensor, down_x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, up_y: Tensor, up_x: Tensor, down_y: Tensor, down_x: Tensor) -> Tensor:
         raised = up_y @ (x @ up_x.T)  # (B, C, H, W) -> (B, C, U_y, U_x)
         is_positive = raised >= 0
         raised = F.leaky_relu_(raised, SLOPE)
@@ -97,12 +99,12 @@ class _FilteredLeakyReLU(torch.autograd.Function):
             derivative = is_positive.to(torch.int8).mul_(4).add_(1).mul_(raised.abs() <= CLAMP)
             ctx.save_for_backward(derivative, up_y, up_x, down_y, down_x)
         raised.clamp_(-CLAMP, CLAMP)
-        return sum(y @ (raised @ x.T) for y, x in zip(down_y, down_x, strict=True))
+        return cast(Tensor, sum(y @ (raised @ x.T) for y, x in zip(down_y, down_x, strict=True)))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         derivative, up_y, up_x, down_y, down_x = ctx.saved_tensors
-        raised = sum(y.T @ (grad @ x) for y, x in zip(down_y, down_x, strict=True))
+        raised = cast(Tensor, sum(y.T @ (grad @ x) for y, x in zip(down_y, down_x, strict=True)))
         raised.mul_(derivative).mul_(SLOPE)
         return up_y.T @ (raised @ up_x), None, None, None, None

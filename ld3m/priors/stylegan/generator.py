@@ -43,6 +43,8 @@ class Mapping(nn.Module):
         class_dim: width of the class table.
     """
 
+    w_avg: Tensor
+
     def __init__(self, z_dim: int, w_dim: int, num_classes: int | None, class_dim: int) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -54,14 +56,14 @@ class Mapping(nn.Module):
         self.register_buffer("w_avg", torch.empty(w_dim) if num_classes is None else torch.empty(num_classes, w_dim))
 
     def forward(self, z: Tensor, class_ids: Tensor | None, psi: float) -> Tensor:
-        x, average = _normalise(z), self.w_avg
-        if self.num_classes is not None:
-            x = torch.cat([x, _normalise(self.embed_proj(_row(self.embed.weight, class_ids)))], 1)
+        x, average = _normalize(z), self.w_avg
+        if class_ids is not None:
+            x = torch.cat([x, _normalize(self.embed_proj(_row(self.embed.weight, class_ids)))], 1)
             average = _row(average, class_ids)
         return average.lerp(self.fc1(self.fc0(x)), psi)
 
 
-def _normalise(x: Tensor) -> Tensor:
+def _normalize(x: Tensor) -> Tensor:
     return x * (x.square().mean(1, keepdim=True) + _EPSILON).rsqrt()
 
 
@@ -72,6 +74,10 @@ def _row(table: Tensor, class_ids: Tensor) -> Tensor:
 
 class FourierInput(nn.Module):
     """A map of plane waves, turned and shifted as the first code says."""
+
+    transform: Tensor
+    freqs: Tensor
+    phases: Tensor
 
     def __init__(self, channels: int, size: int, w_dim: int) -> None:
         super().__init__()
@@ -105,6 +111,13 @@ class SynthesisLayer(nn.Module):
     Args:
         is_radial: the down filter is two-dimensional.
     """
+
+    magnitude_ema: Tensor
+    up_filter: Tensor
+    down_filter: Tensor
+    up: Tensor
+    down_y: Tensor
+    down_x: Tensor
 
     def __init__(self, spec: LayerSpec, w_dim: int, *, is_radial: bool = False) -> None:
         super().__init__()
@@ -156,8 +169,8 @@ def modulated_convolution(
     """
     if is_demodulated:
         styles = styles * styles.square().mean().rsqrt()  # over the whole batch, as published
-    fully = (weight.shape[-1] - 1,) * 2
-    y = frozen_conv2d(x * (styles * gain)[:, :, None, None], weight, padding=fully)
+    fully = weight.shape[-1] - 1
+    y = frozen_conv2d(x * (styles * gain)[:, :, None, None], weight, padding=(fully, fully))
     if not is_demodulated:
         return y + bias[:, None, None]
     energy = weight.square().sum((2, 3))  # (out, in, k, k) -> (out, in)

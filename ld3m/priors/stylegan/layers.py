@@ -22,7 +22,7 @@ _HEAD_LAYERS, _KERNEL = 7, 3
 
 @dataclass(frozen=True)
 class GeneratorShape:
-    """What decides a generator's structure.
+    """The structure of a generator.
 
     Args:
         resolution: of the images, in pixels.
@@ -46,7 +46,7 @@ class GeneratorShape:
 
 @dataclass(frozen=True)
 class Signal:
-    """What goes from one layer to the next: square maps of `size` pixels at `rate` pixels an image unit."""
+    """The signal from one layer to the next: square maps of `size` pixels at `rate` pixels an image unit."""
 
     channels: int
     size: int

@@ -53,21 +53,21 @@ def load_stylegan(
 @torch.no_grad()
 def _random(name: str) -> StyleGAN:
     """Build a named generator as it is before training, with weights that are the same for everybody."""
-    shape, draw = SHAPES[name], seeds.generator(0, "random prior", name)
+    shape, generator = SHAPES[name], seeds.generator(0, "random prior", name)
     designs = design(shape)
     mapping = Mapping(shape.z_dim, shape.w_dim, shape.num_classes, shape.class_dim)
     synthesis = Synthesis([layer.spec for layer in designs], shape.w_dim)
-    generator = StyleGAN(f"random:{name}", mapping, synthesis)
-    for module in generator.modules():
-        _fill(module, draw)
-    for layer, plan in zip(generator.layers, designs, strict=True):
-        _fill_layer(layer, plan)
+    stylegan = StyleGAN(f"random:{name}", mapping, synthesis)
+    for module in stylegan.modules():
+        _fill(module, generator)
+    for layer, layout in zip(stylegan.layers, designs, strict=True):
+        _fill_layer(layer, layout)
     synthesis.input.affine.weight.zero_()
     synthesis.input.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))  # no code turns or shifts the input yet
-    return generator
+    return stylegan
 
 
-def _fill(module: nn.Module, draw: torch.Generator) -> None:
+def _fill(module: nn.Module, generator: torch.Generator) -> None:
     """Draw a module's weights, its children left out, as N(0, 1) over the learning-rate multiplier; zero the rest."""
     for tensor in module.buffers(recurse=False):
         tensor.zero_()
@@ -75,22 +75,22 @@ def _fill(module: nn.Module, draw: torch.Generator) -> None:
         if name == "bias":
             tensor.zero_()
         else:
-            tensor.normal_(generator=draw).div_(getattr(module, "multiplier", 1))
+            tensor.normal_(generator=generator).div_(getattr(module, "multiplier", 1))
     if isinstance(module, FourierInput):
         module.transform.copy_(torch.eye(3))
-        direction = torch.randn(module.freqs.shape, generator=draw)
+        direction = torch.randn(module.freqs.shape, generator=generator)
         radius = direction.norm(dim=1, keepdim=True)
         # exp(−r²/2) is uniform in [0, 1] for a normal direction, and its root uniform in the disc.
         module.freqs.copy_(FIRST_CUTOFF * direction / (radius * torch.exp(radius.square() / 4)))
-        module.phases.copy_(torch.rand(module.phases.shape, generator=draw) - 0.5)
+        module.phases.copy_(torch.rand(module.phases.shape, generator=generator) - 0.5)
 
 
-def _fill_layer(layer: SynthesisLayer, plan: Design) -> None:
+def _fill_layer(layer: SynthesisLayer, layout: Design) -> None:
     layer.magnitude_ema.fill_(1)
     layer.affine.bias.fill_(1)
     if not layer.spec.is_image:
-        layer.up_filter.copy_(plan.up_filter)
-        layer.down_filter.copy_(plan.down_filter)
+        layer.up_filter.copy_(layout.up_filter)
+        layer.down_filter.copy_(layout.down_filter)
 
 
 def _from_file(path: Path) -> StyleGAN:
@@ -128,7 +128,7 @@ def _specs(path: Path, tensors: dict[str, Tensor], size: Callable[[str, int, int
     """Return the layers that are named in the file, in the order of their numbers."""
     found = (re.match(r"synthesis\.(L(\d+)_(\d+)_(\d+))\.", key) for key in tensors)
     layers = sorted({(int(m[2]), int(m[3]), int(m[4]), m[1]) for m in found if m})
-    # The first cut of a chain of stages leaves out one number, see `stylegan_layers.design`.
+    # The first cut of a chain of stages leaves out one number, see `layers.design`.
     if len(layers) < 2 or layers[-1][0] > len(layers):
         names = ", ".join(name for *_, name in layers) or "none"
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A reference prior of one's own, to be streamlined, and what its networks and their gradients give."""
+"""A reference prior of one's own, to be run frozen, and what its networks and their gradients give."""
 
 from collections.abc import Callable
 

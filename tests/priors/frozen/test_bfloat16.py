@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ld3m
-from ld3m.priors import Execution
+from ld3m.priors import ExecutionConfig
 
 
 def cosine(got: Tensor, want: Tensor) -> float:
@@ -16,10 +16,12 @@ def cosine(got: Tensor, want: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["cin", "ffhq", "kl"])
-@pytest.mark.parametrize("execution", [Execution(), Execution(fused_norm=True, channels_last=True, attention="bmm")])
+@pytest.mark.parametrize(
+    "execution", [ExecutionConfig(), ExecutionConfig(fused_norm=True, channels_last=True, attention="bmm")]
+)
 def test_single_calls(reference, own_prior, name, execution):
     tensors = load_file(reference / f"{name}_tiny.safetensors")
-    exact, rounded = own_prior(name, torch.float32), own_prior(name, torch.bfloat16).streamline(execution)
+    exact, rounded = own_prior(name, torch.float32), own_prior(name, torch.bfloat16).set_execution(execution)
     for k, timestep in enumerate(tensors["in/unet_t"]):
         products = []
         for prior in (rounded, exact):
@@ -39,7 +41,7 @@ def test_the_whole_chain_on_the_embedded_prior():
     latents, noise, cotangent = torch.randn(3, 3, 3, 8, 8, generator=draw)
     results = []
     for dtype in (torch.bfloat16, torch.float32):
-        prior = ld3m.load_prior("builtin", dtype=dtype).streamline(Execution())
+        prior = ld3m.load_prior("builtin", dtype=dtype).set_execution(ExecutionConfig())
         inputs = latents.clone().requires_grad_(), prior.embed(torch.tensor([0, 3, 8])).float().requires_grad_()
         z0 = ld3m.reverse_chain(prior, *inputs, steps=10, noise=noise, retain=1.0)
         results.append((z0, *torch.autograd.grad(z0, inputs, cotangent)))

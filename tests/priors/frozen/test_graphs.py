@@ -13,7 +13,7 @@ import torch
 import ld3m
 from ld3m.memory import Plan
 from ld3m.memory.costs import Workload, count_costs
-from ld3m.priors import Execution
+from ld3m.priors import ExecutionConfig
 from ld3m.priors.frozen.graphs import CudaRecorder, GraphedDenoiser
 from ld3m.spaces import LatentSpace
 
@@ -73,14 +73,14 @@ def fake_cuda(monkeypatch):
 @pytest.fixture
 def graphed():
     """The prior "random:tiny" in float64 with graphed evaluations of a CPU's kind."""
-    prior = ld3m.load_prior("random:tiny", dtype=torch.float64).streamline(Execution())
-    prior.lean.graphs = GraphedDenoiser(prior.lean.denoiser, call_again)
+    prior = ld3m.load_prior("random:tiny", dtype=torch.float64).set_execution(ExecutionConfig())
+    prior.frozen.graphs = GraphedDenoiser(prior.frozen.denoiser, call_again)
     return prior
 
 
 @pytest.fixture(scope="module")
 def eager():
-    return ld3m.load_prior("random:tiny", dtype=torch.float64).streamline(Execution())
+    return ld3m.load_prior("random:tiny", dtype=torch.float64).set_execution(ExecutionConfig())
 
 
 def run(prior, *, num_images=3, learn=("latents", "conditioning"), **settings):
@@ -124,7 +124,7 @@ def test_what_is_not_learnt_gets_no_gradient(graphed, eager, learn):
 def test_as_many_slots_as_evaluations_kept_at_once(graphed, settings, num_slots):
     for _ in range(2):
         run(graphed, **settings)
-        assert graphed.lean.graphs.num_slots == num_slots
+        assert graphed.frozen.graphs.num_slots == num_slots
 
 
 def test_slots_come_back_when_a_chain_is_dropped_without_a_backward_pass(graphed):
@@ -132,10 +132,10 @@ def test_slots_come_back_when_a_chain_is_dropped_without_a_backward_pass(graphed
     conditioning = graphed.null_conditioning(2)
     for _ in range(3):
         ld3m.reverse_chain(graphed, latents, conditioning, steps=3, noise=torch.zeros(2, 3, 8, 8).double(), retain=1.0)
-    assert graphed.lean.graphs.num_slots == 3
+    assert graphed.frozen.graphs.num_slots == 3
     with torch.no_grad():
         ld3m.reverse_chain(graphed, latents, conditioning, steps=3, noise=torch.zeros(2, 3, 8, 8).double(), retain=1.0)
-    assert graphed.lean.graphs.num_slots == 3
+    assert graphed.frozen.graphs.num_slots == 3
 
 
 def test_results_are_not_overwritten_by_the_next_replay(graphed):
@@ -146,14 +146,14 @@ def test_results_are_not_overwritten_by_the_next_replay(graphed):
     del first
     second = graphed.evaluate(latents + 1, 900, conditioning, wants=(True, False))
     assert second.vjp(torch.ones_like(latents))[1] is None
-    assert graphed.lean.graphs.num_slots == 1
+    assert graphed.frozen.graphs.num_slots == 1
     assert all(torch.equal(x, y) for x, y in zip((kept, *product), copies, strict=True))
 
 
 def test_inputs_and_outputs_of_a_slot_stay_where_they_are(graphed):
     """A captured graph reads and writes fixed addresses: what is replayed must find its inputs there."""
     run(graphed)
-    [[slot]] = graphed.lean.graphs._free.values()
+    [[slot]] = graphed.frozen.graphs._free.values()
     before = [x.data_ptr() for x in (*slot._inputs, slot._cotangent)]
     run(graphed)
     assert [x.data_ptr() for x in (*slot._inputs, slot._cotangent)] == before
@@ -162,9 +162,9 @@ def test_inputs_and_outputs_of_a_slot_stay_where_they_are(graphed):
 def test_released_slots_are_gone_with_what_holds_them(graphed):
     evaluation = graphed.evaluate(torch.zeros(1, 3, 8, 8).double(), 5, graphed.null_conditioning(1), wants=(True, True))
     slot = weakref.ref(evaluation._slot)
-    graphed.lean.graphs.release()
+    graphed.frozen.graphs.release()
     gc.collect()
-    assert graphed.lean.graphs.num_slots == 0 and slot() is not None
+    assert graphed.frozen.graphs.num_slots == 0 and slot() is not None
     del evaluation
     gc.collect()
     assert slot() is None
@@ -175,9 +175,9 @@ def test_another_plan_lets_go_of_the_slots_of_the_one_before(graphed, eager):
     run(graphed, retain=1.0)
     space = LatentSpace(graphed, torch.zeros(1, 3, 8, 8), None, learn=("latents",), resolution=16, chain=None)
     space.apply_plan(Plan(0.0, 1, 1, 1, None))
-    assert graphed.lean.graphs.num_slots == 0
+    assert graphed.frozen.graphs.num_slots == 0
     assert all(torch.equal(got, want) for got, want in zip(run(graphed), expected, strict=True))
-    assert graphed.lean.graphs.num_slots == 1
+    assert graphed.frozen.graphs.num_slots == 1
 
 
 def test_costs_are_counted_without_graphs(graphed, eager):
@@ -185,18 +185,18 @@ def test_costs_are_counted_without_graphs(graphed, eager):
     work = Workload(resolution=16, steps=1, ipc=1, num_classes=2, algorithm="dm", real_batch=1, width=4)
     expected = count_costs(eager, work)
     assert count_costs(graphed, work) == replace(expected, is_graphed=True) and expected.chain.flops > 0
-    assert graphed.lean.graphs.num_slots == 0  # the prior itself stays as it is
+    assert graphed.frozen.graphs.num_slots == 0  # the prior itself stays as it is
 
 
 def test_moving_a_prior_drops_what_was_recorded(graphed):
-    assert graphed.to(dtype=torch.float32).lean.graphs is None  # as a CPU's defaults say
+    assert graphed.to(dtype=torch.float32).frozen.graphs is None  # as a CPU's defaults say
 
 
 def test_every_slot_has_a_pool_of_its_own(graphed, fake_cuda):
     """One slot's temporaries must not lie where another one's activations are kept."""
-    graphed.lean.graphs = GraphedDenoiser(graphed.lean.denoiser, CudaRecorder(torch.device("cuda")))
+    graphed.frozen.graphs = GraphedDenoiser(graphed.frozen.denoiser, CudaRecorder(torch.device("cuda")))
     run(graphed, retain=1.0, micro_batch=2)
-    assert graphed.lean.graphs.num_slots == 6
+    assert graphed.frozen.graphs.num_slots == 6
     pools = [pool for pool, _ in fake_cuda.captures]
     assert pools[::2] == pools[1::2]  # a call and its product
     assert len(set(pools)) == 6
@@ -226,7 +226,7 @@ def test_a_slot_forgets_its_trial_runs(graphed):
         assert (slot._predictions, slot._grads) == (None, None)
         return replays
 
-    graphed.lean.graphs = GraphedDenoiser(graphed.lean.denoiser, record)
+    graphed.frozen.graphs = GraphedDenoiser(graphed.frozen.denoiser, record)
     run(graphed)
 
 
@@ -234,7 +234,7 @@ def test_a_slot_forgets_its_trial_runs(graphed):
 @pytest.mark.parametrize("retain", [0.0, 0.5, 1.0])
 def test_captured_graphs_give_the_eager_chain(relative_error, retain):
     priors = [
-        ld3m.load_prior("random:tiny", device="cuda").streamline(Execution(cuda_graphs=is_on))
+        ld3m.load_prior("random:tiny", device="cuda").set_execution(ExecutionConfig(cuda_graphs=is_on))
         for is_on in (True, False)
     ]
     for micro_batch in (None, 2):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import ld3m
 from ld3m.errors import BackendError, ConfigError
-from ld3m.priors import Execution
+from ld3m.priors import ExecutionConfig
 from ld3m.priors.folder import save_prior
 from ld3m.priors.frozen.blocks import Blocks
 from ld3m.priors.frozen.supported import obstacle
@@ -17,15 +17,15 @@ from ld3m.runtime.footprint import saved_bytes
 
 MODELS = ("cin", "ffhq", "kl")
 SWITCHES = {
-    "defaults": Execution(),
-    "all off": Execution(single_token=False, time_table=False, keep_less=False),
-    "attention by products": Execution(attention="bmm"),
-    "cross-attention in full": Execution(single_token=False),
-    "time embedding in full": Execution(time_table=False),
-    "activations kept": Execution(keep_less=False),
-    "fused norm": Execution(fused_norm=True),
-    "channels last": Execution(channels_last=True),
-    "as on a GPU": Execution(fused_norm=True, channels_last=True, attention="bmm"),
+    "defaults": ExecutionConfig(),
+    "all off": ExecutionConfig(single_token=False, time_table=False, keep_less=False),
+    "attention by products": ExecutionConfig(attention="bmm"),
+    "cross-attention in full": ExecutionConfig(single_token=False),
+    "time embedding in full": ExecutionConfig(time_table=False),
+    "activations kept": ExecutionConfig(keep_less=False),
+    "fused norm": ExecutionConfig(fused_norm=True),
+    "channels last": ExecutionConfig(channels_last=True),
+    "as on a GPU": ExecutionConfig(fused_norm=True, channels_last=True, attention="bmm"),
 }
 
 
@@ -34,16 +34,16 @@ SWITCHES = {
 def test_every_switch_leaves_outputs_and_gradients_as_they_are(
     reference_prior, own_prior, responses, relative_error, name, switches
 ):
-    lean = own_prior(name).streamline(SWITCHES[switches])
+    frozen = own_prior(name).set_execution(SWITCHES[switches])
     expected = responses(reference_prior(name))
-    for key, got in responses(lean).items():
+    for key, got in responses(frozen).items():
         assert relative_error(got, expected[key]) <= 1e-12, key
 
 
 def test_sides_that_do_not_halve_evenly_are_taken(reference_prior, own_prior, responses, relative_error):
-    lean = own_prior("cin").streamline(Execution())
+    frozen = own_prior("cin").set_execution(ExecutionConfig())
     expected = responses(reference_prior("cin"), size=(7, 9))
-    for key, got in responses(lean, size=(7, 9)).items():
+    for key, got in responses(frozen, size=(7, 9)).items():
         assert relative_error(got, expected[key]) <= 1e-12, key
 
 
@@ -54,7 +54,7 @@ def test_compiled_blocks_give_the_same(tiny_prior, relative_error, monkeypatch):
     x = torch.randn(2, 64, 4, 4, requires_grad=True)
     shift, context, cotangent = torch.randn(64), torch.randn(2, 64), torch.randn(2, 64, 4, 4)
     results = []
-    execution = Execution(fused_norm=True, channels_last=True)
+    execution = ExecutionConfig(fused_norm=True, channels_last=True)
     for blocks in (Blocks(execution), Blocks(replace(execution, compile=True))):
         y = blocks.resnet(middle.resnets[0], x, shift)
         y = blocks.transformer(middle.attentions[0], y, (context,))
@@ -70,7 +70,7 @@ def test_noise_prediction_and_its_vjps_are_the_official_ones(
 ):
     dtype = dtype or torch.float32
     tensors = load_file(reference / f"{name}_tiny.safetensors")
-    prior = own_prior(name, dtype).streamline(Execution())
+    prior = own_prior(name, dtype).set_execution(ExecutionConfig())
     latents = tensors["in/unet_z"].to(dtype).requires_grad_()
     conditioning = None if name == "ffhq" else tensors["in/c"].to(dtype).requires_grad_()
     rows = [
@@ -85,16 +85,16 @@ def test_noise_prediction_and_its_vjps_are_the_official_ones(
 
 
 def test_one_token_is_projected_once_for_all_blocks_and_all_steps(own_prior, relative_error):
-    prior = own_prior("cin").streamline(Execution())
+    prior = own_prior("cin").set_execution(ExecutionConfig())
     conditioning = prior.embed(torch.tensor([3, 7]))
     projected = prior.project(conditioning)
-    lean = prior.lean.denoiser
-    assert projected.shape == (2, sum(attention.to_out[0].out_features for attention in lean.cross))
+    frozen = prior.frozen.denoiser
+    assert projected.shape == (2, sum(attention.to_out[0].out_features for attention in frozen.cross))
     assert prior.project(projected) is projected
     latents = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     got, want = (prior.predict_noise(latents, 5, c) for c in (projected, conditioning))
     assert torch.equal(got, want)
-    for attention in lean.cross:
+    for attention in frozen.cross:
         attention.to_q = attention.to_k = None  # not read
     assert torch.equal(prior.predict_noise(latents, 5, conditioning), want)
     assert relative_error(got, own_prior("cin").predict_noise(latents, 5, conditioning)) <= 1e-12
@@ -103,7 +103,8 @@ def test_one_token_is_projected_once_for_all_blocks_and_all_steps(own_prior, rel
 @pytest.mark.parametrize("timestep", [0, 1, 500, 999])
 def test_a_row_of_the_table_is_the_row_computed_alone(own_prior, relative_error, timestep):
     rows = [
-        own_prior("cin").streamline(Execution(time_table=is_on)).lean.denoiser.row(timestep) for is_on in (True, False)
+        own_prior("cin").set_execution(ExecutionConfig(time_table=is_on)).frozen.denoiser.row(timestep)
+        for is_on in (True, False)
     ]
     assert relative_error(*rows) <= 1e-14
 
@@ -114,45 +115,45 @@ def test_fewer_bytes_are_kept_for_the_backward_pass():
     latents = torch.zeros(1, 3, 8, 8, requires_grad=True)
     conditioning = prior.null_conditioning(1).requires_grad_()
 
-    def count(execution: Execution | None) -> tuple[int, int]:
-        prior.streamline(execution)
+    def count(execution: ExecutionConfig | None) -> tuple[int, int]:
+        prior.set_execution(execution)
         projected = prior.project(conditioning).detach().requires_grad_()
         return (
             saved_bytes(prior.denoiser, lambda: prior.predict_noise(latents, 500, projected)),
             saved_bytes(prior.first_stage, lambda: prior.decode(latents)),
         )
 
-    stock, lean, fused = count(None), count(Execution()), count(Execution(fused_norm=True))
-    assert lean[0] < 0.63 * stock[0] and lean[1] < 0.63 * stock[1]
+    stock, frozen, fused = count(None), count(ExecutionConfig()), count(ExecutionConfig(fused_norm=True))
+    assert frozen[0] < 0.63 * stock[0] and frozen[1] < 0.63 * stock[1]
     assert fused[0] < 0.54 * stock[0] and fused[1] < 0.33 * stock[1]
 
 
-def test_moving_and_casting_a_streamlined_prior_is_loading_it_so(own_prior, responses, relative_error):
-    moved = own_prior("cin", torch.float32).streamline(Execution(channels_last=True)).to(dtype=torch.float64)
-    assert moved.lean.denoiser.table.dtype == torch.float64
+def test_moving_and_casting_a_frozen_prior_is_loading_it_so(own_prior, responses, relative_error):
+    moved = own_prior("cin", torch.float32).set_execution(ExecutionConfig(channels_last=True)).to(dtype=torch.float64)
+    assert moved.frozen.denoiser.table.dtype == torch.float64
     expected = responses(own_prior("cin"))
     for key, got in responses(moved).items():
         assert got.dtype == torch.float64 and relative_error(got, expected[key]) <= 1e-12, key
 
 
-def test_a_streamlined_prior_is_saved_and_copied_like_any_other(tmp_path, responses):
-    prior = ld3m.load_prior("random:tiny").streamline(Execution(channels_last=True))
+def test_a_frozen_prior_is_saved_and_copied_like_any_other(tmp_path, responses):
+    prior = ld3m.load_prior("random:tiny").set_execution(ExecutionConfig(channels_last=True))
     save_prior(prior, tmp_path, dtype=torch.float32, betas=(0.0015, 0.0195))
     expected = responses(prior)
-    for again in (ld3m.load_prior(tmp_path).streamline(Execution(channels_last=True)), copy.deepcopy(prior)):
+    for again in (ld3m.load_prior(tmp_path).set_execution(ExecutionConfig(channels_last=True)), copy.deepcopy(prior)):
         for key, got in responses(again).items():
             assert torch.equal(got, expected[key]), key
 
 
-def test_streamlining_is_undone_without_a_trace(reference_prior, own_prior, responses):
-    prior = own_prior("cin").streamline(Execution(channels_last=True)).streamline(None)
-    assert prior.lean.denoiser is None and prior.lean.decoder is None
+def test_an_execution_is_undone_without_a_trace(reference_prior, own_prior, responses):
+    prior = own_prior("cin").set_execution(ExecutionConfig(channels_last=True)).set_execution(None)
+    assert prior.frozen.denoiser is None and prior.frozen.decoder is None
     expected = responses(reference_prior("cin"))
     assert all(torch.equal(got, expected[key]) for key, got in responses(prior).items())
 
 
-def test_a_streamlined_prior_gives_no_gradient_of_a_gradient(own_prior):
-    prior = own_prior("cin").streamline(Execution())
+def test_a_frozen_prior_gives_no_gradient_of_a_gradient(own_prior):
+    prior = own_prior("cin").set_execution(ExecutionConfig())
     latents = torch.randn(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     out = prior.predict_noise(latents, 5, prior.null_conditioning(1))
     [grad] = torch.autograd.grad(out.square().sum(), latents, create_graph=True)
@@ -160,13 +161,13 @@ def test_a_streamlined_prior_gives_no_gradient_of_a_gradient(own_prior):
         grad.sum().backward()
 
 
-def test_the_embedded_prior_has_lean_counterparts_and_the_same_chain(relative_error):
-    plain, lean = ld3m.load_prior("builtin"), ld3m.load_prior("builtin").streamline(Execution())
-    assert lean.lean.denoiser is not None and lean.lean.decoder is not None
+def test_the_embedded_prior_has_frozen_counterparts_and_the_same_chain(relative_error):
+    plain, frozen = ld3m.load_prior("builtin"), ld3m.load_prior("builtin").set_execution(ExecutionConfig())
+    assert frozen.frozen.denoiser is not None and frozen.frozen.decoder is not None
     draw = torch.Generator().manual_seed(0)
     latents, noise, cotangent = torch.randn(3, 2, 3, 8, 8, generator=draw)
     results = []
-    for prior in (plain, lean):
+    for prior in (plain, frozen):
         inputs = latents.clone().requires_grad_(), prior.embed(torch.tensor([0, 5])).clone().requires_grad_()
         z0 = ld3m.reverse_chain(prior, *inputs, steps=3, noise=noise, retain=0.5)
         results.append((z0, *torch.autograd.grad(z0, inputs, cotangent), prior.decode(z0.detach())))
@@ -174,31 +175,37 @@ def test_the_embedded_prior_has_lean_counterparts_and_the_same_chain(relative_er
         assert relative_error(got, want) <= 2e-5
 
 
-def test_a_network_without_a_lean_counterpart_runs_as_it_is(responses):
+def test_a_network_without_a_frozen_counterpart_runs_as_it_is(responses):
     prior, other = (ld3m.load_prior("random:tiny") for _ in range(2))
     for module in (prior, other):
         module.denoiser.down_blocks[0].resnets[0].output_scale_factor = 2.0
     assert obstacle(prior.denoiser) == "down_blocks.0.resnets.0: ResnetBlock2D with other settings than the known ones"
-    prior.streamline(Execution())
-    assert prior.lean.denoiser is None and prior.lean.decoder is not None
+    prior.set_execution(ExecutionConfig())
+    assert prior.frozen.denoiser is None and prior.frozen.decoder is not None
     assert torch.equal(responses(prior)["noise"], responses(other)["noise"])
     assert obstacle(torch.nn.Sequential(torch.nn.Tanh())) == "the network itself: Sequential"
 
 
 def test_switches_that_cannot_be_had_are_refused(tiny_prior):
     with pytest.raises(ConfigError, match=r"attention is one of auto, sdpa, xformers, bmm; got 'flash'"):
-        Execution(attention="flash")
+        ExecutionConfig(attention="flash")
     with pytest.raises(ConfigError, match="cuda_graphs needs a prior on cuda, it is on cpu"):
-        Execution(cuda_graphs=True).on(tiny_prior.device)
+        ExecutionConfig(cuda_graphs=True).on(tiny_prior.device)
     with pytest.raises(BackendError, match=r"'xformers' cannot be imported .* pip install 'ld3m\[xformers\]'"):
-        ld3m.load_prior("random:tiny").streamline(Execution(attention="xformers"))
-    with pytest.raises(ConfigError, match=r"attention needs a U-Net with a lean counterpart \(.*\); leave it out"):
-        ld3m.load_prior("random:dit-tiny").streamline(Execution(attention="bmm"))
+        ld3m.load_prior("random:tiny").set_execution(ExecutionConfig(attention="xformers"))
+    with pytest.raises(ConfigError, match=r"attention needs a U-Net with a frozen counterpart \(.*\); leave it out"):
+        ld3m.load_prior("random:dit-tiny").set_execution(ExecutionConfig(attention="bmm"))
 
 
 def test_defaults_by_device():
-    exact = Execution()
+    exact = ExecutionConfig()
     on_cpu = replace(exact, fused_norm=False, channels_last=False, cuda_graphs=False)
     assert exact.on(torch.device("cpu")) == on_cpu
     assert exact.on(torch.device("cuda")) == replace(exact, fused_norm=True, channels_last=True, cuda_graphs=True)
     assert replace(exact, channels_last=False).on(torch.device("cuda")).channels_last is False
+
+
+def test_the_former_names_stay():
+    execution = ld3m.priors.ExecutionConfig(attention="bmm")
+    assert isinstance(execution, ExecutionConfig)
+    assert ld3m.load_prior("random:tiny").set_execution(execution).frozen.execution is execution
