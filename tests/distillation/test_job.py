@@ -97,12 +97,18 @@ def test_a_start_of_other_classes_is_refused(make, distill_small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"injection": "z0"}, {"schedule": "cubic"}, {"space": "pixels"}, {"algorithm": "dd"}]
+    ("settings", "choices"),
+    [
+        ({"injection": "z0"}, "x0"),
+        ({"schedule": "cubic"}, "linear"),
+        ({"space": "pixels"}, "ld3m, autoencoder, glad, pixel; got 'pixels'; did you mean 'pixel'"),
+        ({"algorithm": "mt"}, "dc, dm, mtt; got 'mt'; did you mean 'mtt'"),
+    ],
 )
-def test_names_are_checked_before_a_prior_is_opened(settings, make, monkeypatch):
+def test_names_are_checked_before_a_prior_is_opened(settings, choices, make, monkeypatch):
     monkeypatch.setattr(DiffusionSetup, "open_prior", None)
     (name,) = settings
-    with pytest.raises(ConfigError, match=rf"{name} is one of "):
+    with pytest.raises(ConfigError, match=rf"{name} is one of .*{choices}"):
         make(**settings)
 
 
