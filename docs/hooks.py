@@ -1,4 +1,4 @@
-"""MkDocs hook: the measured files of benchmarks/results, to which pages link as they lie in the clone, join the site."""
+"""MkDocs hook: the files of benchmarks/results, to which pages link as they lie in the clone, join the site."""
 
 from pathlib import Path
 
@@ -16,4 +16,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return markdown.replace("](../benchmarks/results/", "](benchmarks/results/").replace("](../CHANGELOG.md", "](changes.md")
+    return markdown.replace("](../benchmarks/results/", "](benchmarks/results/").replace(
+        "](../CHANGELOG.md", "](changes.md"
+    )
