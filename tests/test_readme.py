@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
 import ld3m
 from ld3m import cli
@@ -14,15 +15,8 @@ from ld3m import cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-OTHER_OPTIONS = {"--help", "--version", "--check", "--no-cov", "--suite", "--json"}  # of ld3m itself, ruff, pytest, benchmarks
-    "--help",
-    "--version",
-    "--fix",
-    "--check",
-    "--strict",
-    "--json",
-    "--suite",
-}  # of ld3m, ruff, benchmarks
+OTHER_OPTIONS = {"--help", "--version", "--check", "--no-cov", "--suite", "--json"}  # of ld3m, ruff, pytest, benchmarks
+KINDS = {name: kind for name, (kind, _) in cli.COMMANDS.items()}
 
 
 def commands() -> list[str]:
@@ -38,8 +32,8 @@ def commands() -> list[str]:
 
 def kind_of(command: str) -> tuple[type, list[str]]:
     """The dataclass of a command line, and the words after the command's name."""
-    name = next(name for name in cli._PARSED if re.match(rf"{name}( |$)", command))
-    return cli._PARSED[name], shlex.split(command.removeprefix(name))
+    name = next(name for name in KINDS if re.match(rf"{name}( |$)", command))
+    return KINDS[name], shlex.split(command.removeprefix(name))
 
 
 def fields_of(kind: type) -> set[str]:
@@ -60,7 +54,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_read_as_they_look(command):
     kind, words = kind_of(command)
-    parsed = vars(cli._parse(kind, words))
+    parsed = vars(tyro.cli(kind, args=words))
     for part in filter(dataclasses.is_dataclass, tuple(parsed.values())):
         parsed |= vars(part)
     places = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
@@ -74,7 +68,7 @@ def test_commands_are_read_as_they_look(command):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_options_that_are_named_exist(page):
-    known = {f"--{name.replace('_', '-')}" for kind in cli._PARSED.values() for name in fields_of(kind)}
+    known = {f"--{name.replace('_', '-')}" for kind in KINDS.values() for name in fields_of(kind)}
     spans = re.findall(r"`[^`\n]*`", re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL))
     named = {option for span in spans if "pip " not in span for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
     assert named <= known | OTHER_OPTIONS
