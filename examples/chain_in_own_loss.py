@@ -24,7 +24,7 @@ if __name__ == "__main__":
     conditioning = prior.embed(torch.tensor([0, 1]))
     wanted = torch.tensor([[-0.8, 0.2], [0.2, -0.8]])
     optimizer = torch.optim.Adam([latents], lr=0.1)
-    for iteration in range(15):
+    for iteration in range(10):
         z0 = ld3m.reverse_chain(prior, latents, conditioning, steps=4, guidance_scale=1.0, noise=noise, retain=1.0)
         loss = (brightness(prior.decode(z0)) - wanted).square().mean()
         if iteration == 0:

@@ -15,9 +15,9 @@ from ld3m.prior_training.train import train_prior
 
 SECONDS_LONG = PriorTraining(
     resolution=16,
-    first_stage_steps=20,
+    first_stage_steps=10,
     first_stage_batch=16,
-    steps=20,
+    steps=10,
     batch=16,
     ch_mult=(1, 2),
     model_channels=32,

@@ -52,7 +52,7 @@ def test_own_prior(example, tmp_path):
 
 def test_chain_in_own_loss(example):
     first, last = map(float, re.findall(r"loss at \w+ ([\d.]+)", example("chain_in_own_loss")))
-    assert last < first / 5
+    assert last < first / 3
 
 
 def test_one_op(example):
