@@ -57,7 +57,7 @@ def prior() -> str:
     guided, own = content["typical_percent"], content["real_accuracy_percent"]
     return (
         f"The embedded prior: {guided:.1f} % of guided samples fall into their class by a network trained on real\n"
-        f"images ({own:.1f} % accurate itself); a network trained on 600 unguided samples a class reaches\n"
+        f"images ({own:.1f} % accurate itself); a network trained on 600 unguided samples per class reaches\n"
         f"{content['diverse_percent_of_real']:.1f} % of the accuracy of one trained on as many real images\n"
         f"(`{content['command']}`; [recipe and samples](benchmarks/results/prior/README.md)).\n"
     )
@@ -106,7 +106,7 @@ def selectors() -> str:
         rows = {name: row for name, row in rows.items() if row}
         missing = [network for network in JUDGES if any(network not in row for row in rows.values())]
         if rows and missing != list(JUDGES):
-            heading = [f"{ipc} a class, {labels}", *([dtype] if dtype else []), *(f"no {name}" for name in missing)]
+            heading = [f"{ipc} per class, {labels}", *([dtype] if dtype else []), *(f"no {name}" for name in missing)]
             known = [network for network in JUDGES if network not in missing]
             columns[", ".join(heading).replace("-w0.5", "")] = {name: _over(row, known) for name, row in rows.items()}
     if not columns:
@@ -127,7 +127,7 @@ JUDGES = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5", "AlexNet-w0.5")
 SELECTORS = (
     "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11, ResNet18 and AlexNet at half\n"
     "width, ± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`;\n"
-    "by network, with the differences quoted below, in the files selectors-*.md of benchmarks/results, such as\n"
+    "by network, with the differences quoted above, in the files selectors-*.md of benchmarks/results, such as\n"
     "[one image per class, hard labels](benchmarks/results/selectors-ipc1.md); soft labels are those of a ConvNet\n"
     "trained on the real images):"
 )

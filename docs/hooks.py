@@ -16,6 +16,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return markdown.replace("](../benchmarks/results/", "](benchmarks/results/").replace(
-        "](../CHANGELOG.md", "](changes.md"
-    )
+    return markdown.replace("](../benchmarks/results/", "](benchmarks/results/")

@@ -8,6 +8,8 @@ runs/own-prior in the current folder.
 
 from pathlib import Path
 
+import torch
+
 import ld3m
 from ld3m.data import load
 from ld3m.prior_training.settings import PriorTraining
@@ -27,11 +29,13 @@ SECONDS_LONG = PriorTraining(
 )
 
 if __name__ == "__main__":
-    dataset = load("builtin", resolution=16)
-    out = Path("prior")
+    everything = load("builtin", resolution=16)
+    some = torch.arange(0, len(everything.train), 20)
+    data = everything.train.batch(some), everything.train.labels[some]  # images (N, 3, 16, 16) in [0, 1], labels (N,)
+    dataset, out = load(data, resolution=16), Path("prior")
     folder = train_prior(dataset, out, SECONDS_LONG, resume=out.exists(), progress=False)
     result = ld3m.distill(
-        "builtin",
+        data,
         prior=folder,
         resolution=16,
         algorithm="dm",
