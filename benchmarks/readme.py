@@ -1,4 +1,6 @@
-"""Write README's tables from the files in benchmarks/results.
+"""Write the tables of README and docs/ from the files in benchmarks/results.
+
+A table stands where a page has the pair of marks `BEGIN` and `END` with its name, of `TABLES`.
 
 python benchmarks/readme.py
 """
@@ -15,7 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- {}: written by benchmarks/readme.py -->", "<!-- /{} -->"
 
 
-def accuracies(name: str, heading: str) -> str:
+def accuracies(name: str, about: str) -> str:
     """Return a stored evaluation as a Markdown table, or nothing where it was not run."""
     path = RESULTS / name
     if not path.is_file():
@@ -23,7 +25,7 @@ def accuracies(name: str, heading: str) -> str:
     report = Report.from_json(path.read_text())
     networks = list(dict.fromkeys(row["network"] for row in report.rows))
     cells = {(row["set"], row["network"]): f"{row['mean']:.1f} ± {row['std']:.1f}" for row in report.rows}
-    lines = [heading, "", f"| set | {' | '.join(networks)} | unseen mean |", "|---" * (len(networks) + 2) + "|"]
+    lines = [about, "", f"| set | {' | '.join(networks)} | unseen mean |", "|---" * (len(networks) + 2) + "|"]
     for name, (mean, std) in report.unseen.items():
         lines.append(f"| {name} | {' | '.join(cells[name, n] for n in networks)} | **{mean:.1f} ± {std:.1f}** |")
     return "\n".join([*lines, ""])
@@ -55,7 +57,7 @@ def prior() -> str:
     guided, own = content["typical_percent"], content["real_accuracy_percent"]
     return (
         f"The embedded prior: {guided:.1f} % of guided samples fall into their class by a network trained on real\n"
-        f"images ({own:.1f} % accurate itself); a network trained on 600 unguided samples a class reaches\n"
+        f"images ({own:.1f} % accurate itself); a network trained on 600 unguided samples per class reaches\n"
         f"{content['diverse_percent_of_real']:.1f} % of the accuracy of one trained on as many real images\n"
         f"(`{content['command']}`; [recipe and samples](benchmarks/results/prior/README.md)).\n"
     )
@@ -104,7 +106,7 @@ def selectors() -> str:
         rows = {name: row for name, row in rows.items() if row}
         missing = [network for network in JUDGES if any(network not in row for row in rows.values())]
         if rows and missing != list(JUDGES):
-            heading = [f"{ipc} a class, {labels}", *([dtype] if dtype else []), *(f"no {name}" for name in missing)]
+            heading = [f"{ipc} per class, {labels}", *([dtype] if dtype else []), *(f"no {name}" for name in missing)]
             known = [network for network in JUDGES if network not in missing]
             columns[", ".join(heading).replace("-w0.5", "")] = {name: _over(row, known) for name, row in rows.items()}
     if not columns:
@@ -125,8 +127,9 @@ JUDGES = ("ConvNet-w0.5", "VGG11-w0.5", "ResNet18-w0.5", "AlexNet-w0.5")
 SELECTORS = (
     "On the embedded set and prior, protocol `quick`, mean accuracy of ConvNet, VGG11, ResNet18 and AlexNet at half\n"
     "width, ± standard error over five trainings on one set each (`python benchmarks/compare.py selectors ipc=1 ...`;\n"
-    "by network, with the differences quoted below, in [benchmarks/results](benchmarks/results); soft labels are\n"
-    "those of a ConvNet trained on the real images):"
+    "by network, with the differences quoted above, in the files selectors-*.md of benchmarks/results, such as\n"
+    "[one image per class, hard labels](benchmarks/results/selectors-ipc1.md); soft labels are those of a ConvNet\n"
+    "trained on the real images):"
 )
 MAIN_JOB = (
     "`ld3m distill`, one image per class, test accuracy in percent after training on ten images (protocol `quick`,\n"
@@ -138,23 +141,38 @@ GLAD_HARD = (
 )
 
 
-def main() -> None:
-    results = [
-        accuracies("main_job.json", MAIN_JOB),
-        accuracies("main_job_glad_hard.json", GLAD_HARD),
-        spaces(),
-        suite("gpu"),
-        suite("cpu"),
-        chain(),
-        prior(),
-    ]
-    regions = {"results": "## Results\n\n" + "\n".join(filter(None, results)), "selectors": selectors()}
-    text = (ROOT / "README.md").read_text()
-    for name, body in regions.items():
+TABLES = {
+    "main-job": lambda: accuracies("main_job.json", MAIN_JOB),
+    "glad-hard": lambda: accuracies("main_job_glad_hard.json", GLAD_HARD),
+    "spaces": spaces,
+    "suite-gpu": lambda: suite("gpu"),
+    "suite-cpu": lambda: suite("cpu"),
+    "chain": chain,
+    "prior": prior,
+    "selectors": selectors,
+}
+
+
+def filled(page: Path) -> str:
+    """Return the text of a page with every table that it has marks for written anew."""
+    text = page.read_text(encoding="utf-8")
+    above = "../" * len(page.relative_to(ROOT).parts[1:])
+    for name, table in TABLES.items():
         begin, end = BEGIN.format(name), END.format(name)
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
-    (ROOT / "README.md").write_text(text)
+        if begin in text:
+            before, _, rest = text.partition(begin)
+            body = table().replace("](benchmarks/", f"]({above}benchmarks/")
+            text = f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> None:
+    for page in pages():
+        page.write_text(filled(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
