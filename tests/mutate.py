@@ -247,7 +247,9 @@ class _Tracer:
     def facts(self, root: Path) -> dict[str, dict[str, object]]:
         def names(codes) -> list[str]:
             own = [c for c in codes if c.co_filename.startswith(f"{root}/ld3m/")]
-            return sorted({f"{c.co_filename[len(str(root)) + 1 :]}::{c.co_qualname.split('.<locals>')[0]}" for c in own})
+            return sorted(
+                {f"{c.co_filename[len(str(root)) + 1 :]}::{c.co_qualname.split('.<locals>')[0]}" for c in own}
+            )
 
         calls = {n: self.called[n].union(*(self.fixtures[f] for f in self.users[n])) for n in sorted(self.passed)}
         return {n: {"seconds": self.seconds[n], "calls": names(codes)} for n, codes in calls.items()}

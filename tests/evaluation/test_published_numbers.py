@@ -1,4 +1,4 @@
-"""What an evaluation reports is what was trained on, tested and asked for: sets, epochs, repeats and stored progress."""
+"""What an evaluation reports is what was trained, tested and asked for: sets, epochs, repeats, stored progress."""
 
 from dataclasses import replace
 
