@@ -32,7 +32,7 @@ import pytest
 
 ROOT, MISSED = Path(__file__).parents[1], ("survived", "untested")
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
-_PRELOADED = "torch torch.func numpy PIL.Image safetensors.torch yaml tqdm.auto hypothesis diffusers datasets".split()
+_PRELOADED = ["torch", "torch.func", "numpy", "PIL.Image", "safetensors.torch", "yaml", "tqdm.auto", "hypothesis", "diffusers", "datasets"]
 _NEGATED = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn}
 _COMPARED = _NEGATED | {other: one for one, other in _NEGATED.items()}
 _COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
