@@ -32,7 +32,16 @@ import pytest
 
 ROOT, MISSED = Path(__file__).parents[1], ("survived", "untested")
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
-_PRELOADED = ["torch", "torch.func", "numpy", "PIL.Image", "safetensors.torch", "yaml", "tqdm.auto", "hypothesis", "diffusers", "datasets"]
+_PRELOADED = [
+    "torch.func",
+    "PIL.Image",
+    "safetensors.torch",
+    "yaml",
+    "tqdm.auto",
+    "hypothesis",
+    "diffusers",
+    "datasets",
+]
 _NEGATED = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn}
 _COMPARED = _NEGATED | {other: one for one, other in _NEGATED.items()}
 _COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
@@ -213,7 +222,7 @@ def modules_of(names: list[str], root: Path = ROOT) -> list[str]:
 
 
 class _Tracer:
-    """A pytest plugin that notes seconds and called functions of every test; of shared fixtures, for all who use them."""
+    """A pytest plugin that notes time and called functions of a test, those of shared fixtures for all their users."""
 
     def __init__(self) -> None:
         self.called, self.seconds, self.passed = defaultdict(set), Counter(), set()
@@ -351,7 +360,7 @@ class Score:
             self.tests |= facts["tests"]
 
     def chosen(self, mutant: Mutant) -> list[str]:
-        """Return the tests to run: those that call the function, of its own room first; then the rest of their files."""
+        """Return the tests to run: those that call the function, its own room's first; then the rest of their files."""
         key, own = f"{mutant.path}::{mutant.function}", f"tests/{mutant.room}/"
         direct = [n for n, facts in self.tests.items() if key in facts["calls"]]
         if not direct:  # module level, or run by other means than a call

@@ -21,7 +21,7 @@ def test_a_published_width_has_the_published_heads(width, d3hr, dit_folder, tmp_
             if name.startswith("final_layer.linear"):
                 size[0] = len(tensor)  # pixels of a patch
             weights[name] = torch.zeros(size, dtype=torch.float16)
-    weights["pos_embed"] = get_2d_sincos_pos_embed(width, 4, output_type="pt")[None].float()
+    weights["pos_embed"] = get_2d_sincos_pos_embed(width, 4, base_size=4, output_type="pt")[None].float()
     torch.save(weights, tmp_path / "wide.pt")
     for folder in ("vae", "scheduler"):
         (tmp_path / folder).symlink_to(dit_folder / folder)
