@@ -21,8 +21,8 @@ def test_batch_norm_sees_the_real_batch_whole_however_large():
     draw = torch.Generator().manual_seed(0)
     options = {"num_classes": 2, "resolution": 32, "width": 128, "depth": 1, "norm": "batchnorm"}
     network = networks.build("ConvNet", **options, generator=draw)
-    real, synthetic = torch.rand(2, 12, 3, 32, 32, generator=draw), torch.rand(2, 2, 3, 32, 32, generator=draw)
-    real = real * torch.linspace(0.1, 1, 12)[None, :, None, None, None]  # parts of the batch differ from the whole
+    real, synthetic = torch.rand(2, 40, 3, 32, 32, generator=draw), torch.rand(2, 2, 3, 32, 32, generator=draw)
+    real = real * torch.linspace(0.1, 1, 40)[None, :, None, None, None]  # parts of the batch differ from the whole
     found = dc_loss(network, real, synthetic, torch.tensor([0, 1]), metric="mse")
     wanted = torch.stack([squared_distance(network, real[k], synthetic[k], k) for k in range(2)])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
