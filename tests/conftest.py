@@ -5,13 +5,16 @@ import functools
 import importlib.util
 import logging
 import os
+import random
 import re
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +28,23 @@ from ld3m.runtime import devices
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ld3m")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest) -> None:
+    """Seed the generators that all share by the fixture's name: what it draws is the same in any order of tests."""
+    _seed(f"{fixturedef.argname} {request.param_index}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Likewise by the test's name."""
+    _seed(item.name)
+
+
+def _seed(name: str) -> None:
+    seed = zlib.crc32(name.encode())
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)
