@@ -83,7 +83,8 @@ def test_random_images_are_drawn_anew_and_kmeans_ones_are_not(toy, result, brief
 
     monkeypatch.setattr(comparison, "train_and_test", spy)
     monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
-    evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False)
+    report = evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False)
+    assert [len(report.about["seeds"][name]) for name in ("random", "kmeans")] == [2, 1]
     distilled, random, kmeans, distilled_2, random_2, kmeans_2 = seen
     assert torch.equal(distilled, result.images) and torch.equal(distilled_2, result.images)
     classes = [train[toy.train.labels == label] for label in range(3)]
