@@ -22,7 +22,7 @@ print(json.dumps([*seconds, sorted({name.partition(".")[0] for name in set(sys.m
 
 @pytest.fixture(scope="module")
 def measured():
-    """Processor seconds of `import torch` and of `import ld3m` after it, and the packages that the latter brought in."""
+    """Processor seconds of `import torch` and of `import ld3m` after it, and the packages the latter brought in."""
     root = Path(ld3m.__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", MEASURE], cwd=root, capture_output=True, check=True)
     return json.loads(run.stdout)

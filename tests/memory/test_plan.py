@@ -23,6 +23,11 @@ from ld3m.spaces import ChainSettings, LatentSpace
 MB = 10**6
 
 
+@pytest.fixture(autouse=True)
+def costs_are_counted_once() -> None:
+    """Not here."""
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [
