@@ -2,11 +2,14 @@
 
 import collections
 import functools
+import gc
 import importlib.util
 import logging
 import os
+import random
 import re
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +22,41 @@ from torch import Tensor
 
 import ld3m
 from ld3m import cli
+from ld3m.memory import costs
+from ld3m.memory import diffusion as planning
+from ld3m.ops import backends
 from ld3m.priors import load_stylegan
 from ld3m.runs import pictures
 from ld3m.runtime import devices
 
 hypothesis.settings.register_profile("ld3m", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("ld3m")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest) -> None:
+    """Seed the generators that all share by the fixture's name: what it draws is the same in any order of tests."""
+    _seed(f"{fixturedef.argname} {request.param_index}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Likewise by the test's name."""
+    _seed(item.name)
+
+
+def _seed(name: str) -> None:
+    random.seed(name), torch.manual_seed(zlib.crc32(name.encode()))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of the garbage collections to come, each of which takes half a second with it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +74,27 @@ def default_device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "default_device", lambda: "cpu")
         yield
+
+
+_COUNTED: dict[str, costs.Costs] = {}
+
+
+@pytest.fixture(autouse=True)
+def costs_are_counted_once(monkeypatch) -> None:
+    """Plan with the costs of an equal prior met before: they follow from shapes, and counting is half of a small run.
+
+    The planner's own tests count anew.
+    """
+
+    def count(prior: "ld3m.priors.Prior", work: costs.Workload) -> costs.Costs:
+        shapes = [(t.shape, t.dtype, t.device) for m in prior.modules() for t in (*m.parameters(), *m.buffers())]
+        networks = [(str(module), getattr(module, "config", None)) for module in prior.modules()]
+        key = repr([type(prior), shapes, networks, prior.frozen.execution, backends.FORCED, work])
+        if key not in _COUNTED:
+            _COUNTED[key] = costs.count_costs(prior, work)
+        return _COUNTED[key]
+
+    monkeypatch.setattr(planning, "count_costs", count)
 
 
 @pytest.fixture(scope="session")

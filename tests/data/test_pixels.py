@@ -98,11 +98,16 @@ def test_exif_orientation_is_applied():
     assert (result[:, :, :8] == 0).all()
 
 
-def test_a_large_jpeg_looks_the_same_though_decoded_smaller():
-    ramp = np.add.outer(np.linspace(0, 120, 512), np.linspace(0, 120, 512)).astype(np.uint8)
-    image = Image.fromarray(np.stack([ramp, ramp, 255 - ramp], -1))
-    small = fit(_reopen(image, "JPEG", quality=95), 16).astype(int)
-    assert np.abs(small - fit(image, 16)).max() <= 4
+@pytest.mark.parametrize(("resolution", "decoded"), [(16, 64), (100, 256), (200, 512)])
+def test_a_large_jpeg_looks_the_same_though_decoded_smaller(resolution, decoded):
+    """Waves of three pixels of the result: decoded at less than twice the resolution, they would change."""
+    wave = 128 + 100 * np.sin(2 * np.pi * np.arange(512) * resolution / (3 * 512))
+    grey = np.add.outer(wave, wave) / 2
+    image = Image.fromarray(np.stack([grey, grey.T, 255 - grey], -1).astype(np.uint8))
+    opened = _reopen(image, "JPEG", quality=95, subsampling=0)
+    small = fit(opened, resolution).astype(int)
+    assert opened.size == (decoded, decoded)
+    assert np.abs(small - fit(image, resolution)).max() <= 4
 
 
 @pytest.mark.parametrize("as_array", [True, False])

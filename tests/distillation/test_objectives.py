@@ -1,6 +1,7 @@
 """One iteration's loss and gradient against plain autograd written out."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from ld3m import networks
 from ld3m.chain import reverse_chain
+from ld3m.data import ImageSet
 from ld3m.distillation import job as preparation
 from ld3m.distillation import objectives
 from ld3m.distillation.job import objective_of, prepare
@@ -132,11 +134,41 @@ def test_gradients_add_up(job):
         torch.testing.assert_close(gradient, 2 * once[name])
 
 
-def test_every_iteration_draws_anew(job):
-    made = job(algorithm="dm", real_batch=4)
-    objective = objective_of(made, progress=False)
+@pytest.fixture
+def draws(monkeypatch, noise):
+    """What was drawn of each kind, in the order of the draws; of real images and of augmentation, for each class."""
+    seen = {"noise": noise, "network": [], "real": [], "augmentation": []}
+
+    def match(network, *sides, **options):
+        seen["network"].append(torch.cat([tensor.flatten() for tensor in network.state_dict().values()]))
+        return dm_loss(network, *sides, **options)
+
+    def batch(self, picks, *device):
+        if device:  # not the images that the space starts from
+            seen["real"].append(torch.searchsorted(self.of_class(self.labels[picks[0]]), picks))
+        return plain_batch(self, picks, *device)
+
+    def draw(*arguments, **options):
+        drawn = dsa_draw(*arguments, **options)
+        seen["augmentation"].append(torch.cat([parameter.flatten().double() for parameter in drawn.parameters]))
+        return drawn
+
+    dm_loss, plain_batch, dsa_draw = objectives.dm_loss, ImageSet.batch, dsa.draw
+    monkeypatch.setattr(objectives, "dm_loss", match)
+    monkeypatch.setattr(ImageSet, "batch", batch)
+    monkeypatch.setattr(objectives.dsa, "draw", draw)
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "each"), [("noise", 1), ("network", 1), ("real", 3), ("augmentation", 3)])
+def test_every_iteration_draws_anew(kind, each, job, draws):
+    objective = objective_of(job(algorithm="dm", real_batch=4, augment=True), progress=False)
     losses = [objective.backward(iteration) for iteration in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
+    drawn = draws[kind]
+    assert len(drawn) == 3 * each
+    assert all(torch.equal(first, again) for first, again in zip(drawn[:each], drawn[2 * each :], strict=True))
+    assert not any(torch.equal(a, b) for a, b in combinations(drawn[: 2 * each], 2))
 
 
 def test_both_sides_of_a_class_see_one_augmentation(job, monkeypatch):

@@ -74,19 +74,26 @@ def test_the_same_seed_gives_the_same_numbers_however_trainings_are_scheduled(to
 
 
 def test_random_images_are_drawn_anew_and_kmeans_ones_are_not(toy, result, brief, monkeypatch):
-    seen = {}
+    seen, train = [], toy.train.images
 
     def spy(name, images, labels, data, protocol, generators, **_):
-        seen.setdefault(len(seen), images[0])
+        seen.append(images[0])
         assert labels.tolist() == [0, 1, 2]
         return [[50.0]]
 
     monkeypatch.setattr(comparison, "train_and_test", spy)
     monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
-    evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False)
-    distilled, random, kmeans, distilled_2, random_2, kmeans_2 = (seen[k] for k in range(6))
+    report = evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=False)
+    assert [len(report.about["seeds"][name]) for name in ("random", "kmeans")] == [2, 1]
+    distilled, random, kmeans, distilled_2, random_2, kmeans_2 = seen
     assert torch.equal(distilled, result.images) and torch.equal(distilled_2, result.images)
-    assert torch.equal(kmeans, kmeans_2)
+    classes = [train[toy.train.labels == label] for label in range(3)]
+    distances = [(of_class / 255 - (of_class / 255).mean(0)).flatten(1).norm(dim=1) for of_class in classes]
+    middles = [of_class[d.argmin()] for of_class, d in zip(classes, distances, strict=True)]
+    assert torch.equal(kmeans, torch.stack(middles)) and torch.equal(kmeans, kmeans_2)
+    for images in (random, random_2):  # of the training split, and of their class
+        assert all((of_class == image).flatten(1).all(1).any() for of_class, image in zip(classes, images, strict=True))
+        assert not torch.equal(images, kmeans)
     assert not torch.equal(random, random_2)
 
 

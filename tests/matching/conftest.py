@@ -32,9 +32,9 @@ def case_network() -> Callable[..., nn.Module]:
 def small_network() -> Callable[..., nn.Module]:
     """A seeded float64 network of 5 classes at 32 px, named with its norm as in "ConvNet/batchnorm"."""
 
-    def make(name: str, seed: int = 0) -> nn.Module:
+    def make(name: str, seed: int = 0, depth: int = 2) -> nn.Module:
         base, _, norm = name.partition("/")
-        options = {"ConvNet": {"width": 8, "depth": 2, "norm": norm or "instancenorm"}, "ViT-w0.125": {"depth": 2}}
+        options = {"ConvNet": {"width": 8, "depth": depth, "norm": norm or "instancenorm"}, "ViT-w0.125": {"depth": 2}}
         generator = torch.Generator().manual_seed(seed)
         return networks.build(base, num_classes=5, resolution=32, generator=generator, **options.get(base, {})).double()
 

@@ -35,7 +35,10 @@ def result():
     )
 
 
-@pytest.mark.parametrize("parameters", [None, {}, {"features": torch.randn(4, 5, 6, 6), "codes": torch.randn(4, 3, 8)}])
+@pytest.mark.parametrize(
+    "parameters",
+    [None, {}, {"features": torch.arange(720.0).reshape(4, 5, 6, 6), "codes": torch.arange(96.0).reshape(4, 3, 8)}],
+)
 def test_what_is_saved_is_loaded(result, parameters, tmp_path):
     result = result if parameters is None else replace(result, parameters=parameters)
     assert result.save(tmp_path / "run") == tmp_path / "run"
