@@ -7,6 +7,7 @@ looked at over the whole set, since one mapping must hold for all pictures, and 
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -70,18 +71,17 @@ def _deep_color(image: Image.Image) -> np.ndarray | None:
     name, _, place = mode.partition(";") if isinstance(mode, str) else ("", "", "")
     if name not in ("RGB", "RGBA", "RGBX") or place not in _OTHER_BYTE:
         return None
-    low = Image.open(BytesIO(source.getvalue()), formats=[image.format or ""])
-    low.tile = [_with_mode(tile, f"{name};{_OTHER_BYTE[place]}") for tile in low.tile]  # type: ignore[attr-defined]
+    low: Any = Image.open(BytesIO(source.getvalue()), formats=[image.format or ""])
+    low.tile = [_with_mode(tile, f"{name};{_OTHER_BYTE[place]}") for tile in low.tile]
     image.load()
     low.load()
     pixels = np.asarray(image).astype(np.int64) * 256 + np.asarray(low)
     return pixels[..., :3] if pixels.shape[-1] == 4 and (pixels[..., 3] == 65535).all() else pixels
 
 
-def _with_mode(tile: tuple, mode: str) -> tuple:
-    codec, box, offset, arguments = tile
-    arguments = (mode, *arguments[1:]) if isinstance(arguments, tuple) else mode
-    return type(tile)(codec, box, offset, arguments) if hasattr(tile, "_fields") else (codec, box, offset, arguments)
+def _with_mode(tile: Any, mode: str) -> Any:
+    arguments = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)  # by Pillow's age
 
 
 def choose_levels(rule: str, extremes: Callable[[], tuple[float, float, bool]]) -> tuple[Levels, str]:

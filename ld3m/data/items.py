@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Items:
         sizes: bytes of each file, where there are files.
     """
 
-    read: Callable[[int], object]
+    read: Callable[[int], Any]
     labels: Tensor
     keys: Sequence[str]
     is_threadsafe: bool = False

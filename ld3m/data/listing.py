@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ld3m.data.pixels import EXTENSIONS, looks_like_picture
 from ld3m.errors import DataError
@@ -41,8 +41,8 @@ _UNREAD_PICTURES = frozenset((
 # Folders that systems and programs keep beside pictures, in any case; hidden folders are left out as well.
 _SYSTEM_FOLDERS = frozenset((
     "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler",
-    "recycled", "lost+found", "__macosx", "__pycache__", "appledouble", "_vti_cnf", "temporaryitems", "system
-    volume information", "network trash folder", "temporary items",
+    "recycled", "lost+found", "__macosx", "__pycache__", "appledouble", "_vti_cnf", "temporaryitems",
+    "system volume information", "network trash folder", "temporary items",
 ))  # fmt: skip
 _THUMBNAIL_FOLDER = re.compile(r"[\W_]*(thumbs?|thumbnails?|vignettes|mini(atures?|s))[\W_]*(\d+(x\d+)?)?")
 
@@ -53,7 +53,7 @@ class File(NamedTuple):
     """A file: its path, what the listing reads it by, and its bytes."""
 
     parts: Parts
-    handle: object
+    handle: Any
     size: int
 
 
@@ -78,7 +78,7 @@ class Listing:
     foreign: dict[str, int] = field(default_factory=dict)
     encoding: str = ""
 
-    def add(self, parents: Parts, name: str, handle: object, size: int, head: Callable[[], bytes]) -> None:
+    def add(self, parents: Parts, name: str, handle: Any, size: int, head: Callable[[], bytes]) -> None:
         """Sort a file in; `head` reads its first bytes."""
         ending = os.path.splitext(name)[1].lower()
         if not _is_visible(name):
@@ -142,7 +142,7 @@ def _list_directory(path: Path) -> Listing:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}); give read permission") from error
 
-    listing = Listing(lambda file: _read_file(path.joinpath(*file.handle)))  # type: ignore[arg-type]
+    listing = Listing(lambda file: _read_file(path.joinpath(*file.handle)))
     seen: set[str] = set()
     for folder, below, names in os.walk(path, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
@@ -193,7 +193,7 @@ def _list_zip(path: Path) -> Listing:
     def read(file: File) -> bytes:
         if file.size > MAX_FILE_BYTES:
             raise ValueError(f"the archive member unpacks to {file.size} bytes")
-        return archive.read(file.handle)  # type: ignore[arg-type]
+        return archive.read(file.handle)
 
     def head(member: zipfile.ZipInfo) -> bytes:
         try:
@@ -240,7 +240,7 @@ def _list_tar(path: Path) -> Listing:
     def read(file: File) -> bytes:
         if file.size > MAX_FILE_BYTES:
             raise ValueError(f"the archive member unpacks to {file.size} bytes")
-        return at(file.handle, file.size)  # type: ignore[arg-type]
+        return at(file.handle, file.size)
 
     def at(offset: int, count: int) -> bytes:
         with lock:
@@ -263,7 +263,7 @@ def _list_tar(path: Path) -> Listing:
     return listing
 
 
-_COMPRESSIONS: dict[bytes, Callable[..., IO[bytes]]] = {
+_COMPRESSIONS: dict[bytes, Any] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open,
 }  # fmt: skip
 
@@ -276,7 +276,7 @@ def _plain_tar(path: Path) -> IO[bytes]:
     if opener is None:
         return path.open("rb")
     room = shutil.disk_usage(tempfile.gettempdir()).free // 2
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115: it lives as long as the images are read
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the images)
     try:
         with opener(path, "rb") as source:
             for block in _blocks(source):

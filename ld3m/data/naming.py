@@ -32,7 +32,7 @@ def hinted_role(name: str) -> Role | None:
     if (role := role_of(name)) is not None:
         return role
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
-    found = {role for word in words if (role := role_of(word)) is not None}
+    found: set[Role] = {role for word in words if (role := role_of(word)) is not None}
     return found.pop() if len(found) == 1 else None
 
 

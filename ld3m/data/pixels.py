@@ -83,12 +83,12 @@ def fit(image: Image.Image | np.ndarray, resolution: int, levels: Levels | None 
         return np.asarray(image).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; only this entry is looked at, since cameras write faulty ones beside it."""
     try:
-        return image.getexif().get(0x0112)
+        return int(image.getexif().get(0x0112, 1))
     except Exception:  # Pillow raises SyntaxError, struct.error, KeyError … for damaged EXIF data; the picture is whole
-        return None
+        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -98,7 +98,7 @@ def _read(
     raw = _open(source, decode_items)
     _say_what_is_passed(raw, strict)
     if len(raw.class_names) < 2:
-        raise DataError(f"expected at least two classes, found only {raw.class_names[0]!r}; add another class")
+        raise DataError(f"expected at least two classes, found only {''.join(raw.class_names)!r}; add another class")
     train, test = raw.train, raw.test
     if test is not None and holdout is not None:
         raise DataError(f"holdout={holdout} has no use: {raw.name!r} has a test split of its own; leave it out")

@@ -172,7 +172,8 @@ def _wnids(source: Any, class_names: Sequence[str]) -> tuple[str | None, ...] | 
 def _hugging_face(dataset: object, split_name: str) -> Split:
     items, values, names = read_hugging_face(dataset, split_name)
     if values.dtype.kind == "U":
-        names, values = np.unique(values, return_inverse=True)
+        strings, values = np.unique(values, return_inverse=True)
+        names = strings.tolist()
     labels = torch.as_tensor(values)
     return replace(items, labels=labels), _class_names(labels, names, split_name)
 
