@@ -13,6 +13,7 @@ from ld3m.data.tensors import Split, from_pair
 from ld3m.errors import DataError
 
 _IMAGES = ("images", "image", "imgs", "x", "data", "arr_0")
+_HELD_OUT: tuple[Role, ...] = ("test", "val")
 _LABELS = ("labels", "label", "targets", "y", "arr_1")
 
 
@@ -27,7 +28,7 @@ def read_npz(path: Path) -> Source:
             names = {name: _meaning(name) for name in archive.files}
             found = {role for role, kind in names.values() if kind}
             role: Role | None = "train" if "train" in found else None
-            held_out = next((role for role in ("test", "val") if role in found), None)
+            held_out: Role | None = next((role for role in _HELD_OUT if role in found), None)
             if role is None and (held_out or None not in found):
                 raise DataError(
                     f"{path} holds {', '.join(archive.files)}; expected train_images and train_labels, x_train and "

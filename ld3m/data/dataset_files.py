@@ -48,7 +48,10 @@ def read_parquet(path: Path) -> Source:
             raise DataError(f"{file} cannot be read as parquet ({str(error)[:100]}); fetch it again") from error
         name = re.split(r"-\d+(?=-of-|$)", file.stem)[0]
         splits.setdefault(name if hinted_role(name) else "", []).append(Dataset(InMemoryTable(table)))
-    found = {name: concatenate_datasets(parts) for name, parts in splits.items()}
+    try:
+        found = {name: concatenate_datasets(parts) for name, parts in splits.items()}
+    except ValueError as error:
+        raise DataError(f"{path} holds parquet files of different columns; name one of them") from error
     if set(found) == {""}:
         return _source(path, found[""])
     return _source(path, {_key(name): part for name, part in found.items() if name})

@@ -288,6 +288,7 @@ def _plain_tar(path: Path) -> IO[bytes]:
                 unpacked.write(block)
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be unpacked ({error}); fetch it again") from error
+    unpacked.seek(0)
     return unpacked
 
 

@@ -7,6 +7,7 @@ import torch
 
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
+from ld3m.priors.checkpoint_facts import require_noise_prediction
 from ld3m.priors.frozen import Execution
 from ld3m.priors.random import NAMES as RANDOM_NAMES
 from ld3m.priors.stylegan.generator import StyleGAN
@@ -80,8 +81,9 @@ def _load_folder(path: Path, dtype: torch.dtype) -> Prior:
 def _load_file(path: Path, config: Path | None, dtype: torch.dtype) -> Prior:
     from ld3m.priors import checkpoint, compvis, dit
 
-    state = checkpoint.read_state(path)
+    state, settings = checkpoint.read_checkpoint(path)
     if dit.is_official(state):
+        require_noise_prediction(path, settings)
         return dit.load_official(path, state, config, dtype=dtype)
     if compvis.is_compvis(state):
         return compvis.load_compvis(path, state, config, dtype=dtype)
