@@ -55,6 +55,7 @@ def evaluate(
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: bool = True,
+    image_range: str = "unit",
 ) -> Report:
     """Measure how well networks do on real test images after training on a distilled set.
 
@@ -82,6 +83,8 @@ def evaluate(
             slower on a CPU. Networks with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
         progress: show a bar.
+        image_range: of floating-point images: "unit" for [0, 1], "signed" for [-1, 1], "bytes" for 0…255, "normalized"
+            by the mean and standard deviation of the data.
 
     Raises:
         ConfigError: an unknown protocol, network, baseline, score or dtype, too few repeats or epochs, or a teacher
@@ -103,7 +106,7 @@ def evaluate(
     teacher = _teacher(teacher, protocol, baselines)
     device = usable(device)
     together = _together(together, protocol, device)
-    result, data, folder = open_subject(result_or_folder, data)
+    result, data, folder = open_subject(result_or_folder, data, image_range)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, data, protocol, names, repeats, seed, device, teacher, scores, full_epochs)

@@ -47,9 +47,17 @@ def load_prior(
     device, dtype = usable(device), precision(dtype)
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
-    if config is not None and not Path(source).expanduser().is_file():
+    path = Path(source).expanduser()
+    if config is not None and path.suffix in _FILES and not path.is_file():
+        raise ConfigError(f"prior {str(source)!r} is not there; correct the path of the checkpoint")
+    if config is not None and not path.is_file():
         raise ConfigError(f"config goes with a CompVis or DiT checkpoint file, got the prior {str(source)!r}")
-    return _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
+    prior = _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
+    if str(source) in NAMES or device.type == "meta":
+        return prior
+    from ld3m.priors.noise_check import warn_of_doubts
+
+    return warn_of_doubts(prior)
 
 
 def _load(source: str, config: Path | None, dtype: torch.dtype, device: torch.device) -> Prior:
