@@ -1,8 +1,10 @@
 """What is evaluated: a distilled set from a result, a folder or a pair of tensors, and the data that fits it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ def open_subject(subject: object, data: object, image_range: str = "unit") -> tu
     folder = Path(subject) if isinstance(subject, str | os.PathLike) else None
     result = load_result(folder) if folder else subject
     images, labels = _images_and_labels(result)
-    config = result.config if isinstance(result, Result) else {}
+    config: Mapping[str, Any] = result.config if isinstance(result, Result) else {}
     # Where the data has no test split, the part that is held out follows from the settings of the distillation.
     holdout = None if isinstance(data, Dataset) else config.get("holdout")
     data = load_data(data, resolution=images.shape[-1], holdout=holdout)

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} wants to call {', '.join(refused[:5])} when opened, which a file of weights has no need of; "
             "it was not opened. Get it from a source you trust, as safetensors if possible"
         )
-    stubs = [(type("Inert", (_Inert,), {}), name) for name in inert]
+    stubs: list[Any] = [(type("Inert", (_Inert,), {}), name) for name in inert]
     try:
         with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on the pickle protocol of a file that is refused anyway
