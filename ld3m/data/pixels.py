@@ -70,8 +70,9 @@ def fit(image: Image.Image | np.ndarray, resolution: int, levels: Levels | None 
         image = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
     image.draft(None, (2 * resolution, 2 * resolution))  # decodes a large JPEG at 1/2, 1/4 or 1/8
     with _one_large if image.width * image.height > _LARGE_PIXELS else nullcontext():
+        pixels = deep_pixels(image)  # before the EXIF data, with which Pillow decodes a PNG
         orientation = _orientation(image)
-        if (pixels := deep_pixels(image)) is not None:
+        if pixels is not None:
             if levels is None:
                 raise Unranged
             image = Image.fromarray(levels.apply(pixels))
