@@ -77,14 +77,17 @@ def find_layout(tree: Tree, path: Path) -> Layout:
     """Tell splits from classes; raise DataError, with the tree as it is seen, where that is not clear."""
     top = _top(tree)
     names = tree.children(top)
-    trains = _plainest([name for name in names if role_of(name) == "train" and tree.children((*top, name))])
+    filled = tree.filled(top)
+    are_all_splits = len(filled) > 1 and all(map(role_of, filled))  # also without classes: a table may name these
+    trains = [name for name in names if role_of(name) == "train" and (are_all_splits or tree.children((*top, name)))]
+    trains = _plainest(trains)
     if not trains:
         if names and all(role_of(name) in ("test", "val") for name in names):
             raise DataError(f"{path} holds {', '.join(names)} but no train; add a folder train/ of classes")
         if not _are_splits(tree, top):
             return Layout(top, top)
-        trains = [name for name in tree.filled(top) if hinted_role(name) == "train"]
-        if not all(map(hinted_role, tree.filled(top))):
+        trains = [name for name in filled if hinted_role(name) == "train"]
+        if not all(map(hinted_role, filled)):
             raise _ambiguous(tree, top, path)
     if len(trains) != 1:
         raise _ambiguous(tree, top, path)

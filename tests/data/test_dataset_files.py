@@ -188,5 +188,5 @@ def test_damaged_exif_data_do_not_matter_and_the_orientation_is_applied(tmp_path
         b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05",
     ):
         buffer = BytesIO()
-        image.save(buffer, "JPEG", exif=broken)
+        image.save(buffer, "JPEG", exif=b"Exif\x00\x00" + broken)
         assert fit(open_image(buffer.getvalue()), 16).shape == (3, 16, 16)

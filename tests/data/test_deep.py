@@ -39,7 +39,7 @@ def test_one_bright_picture_in_either_split_decides_for_all(tmp_path):
     _write(tmp_path, [(0, 500), (0, 900)], splits=("train",))
     _write(tmp_path, [(0, 400), (0, 800)], splits=("test",))
     assert _halves(load(tmp_path, resolution=8)) == [(0, 125), (0, 225)]
-    _write(tmp_path / "test", [(0, 500), (0, 4000)])
+    _write(tmp_path, [(0, 300), (0, 4000)], splits=("test",))
     assert _halves(load(tmp_path, resolution=8)) == [(0, 31), (0, 56)]
 
 

@@ -84,6 +84,12 @@ def test_with_nothing_but_an_unlabelled_test_split_images_are_held_out(tmp_path,
     assert "test holds no folders of the training classes" in caplog.text
 
 
+def test_splits_without_classes_are_no_classes(tmp_path):
+    put(tmp_path, grid(("train", "test")))
+    with pytest.raises(DataError, match="train must hold a folder of images for each class, and holds images, but no"):
+        load(tmp_path, resolution=8)
+
+
 def test_tiny_imagenet_as_it_comes(tmp_path):
     wnids = ("n01443537", "n01629819")
     put(
