@@ -34,12 +34,12 @@ def test_other_ranges_are_refused_and_read_when_said(data, name):
 
 @pytest.mark.parametrize("change", [lambda x: x * 7 - 3, lambda x: x * 40 - 20, lambda x: x * 300])
 def test_ranges_that_fit_nothing_are_refused(data, change):
-    with pytest.raises(InputError, match="they look like normalized images, by other data"):
+    with pytest.raises(InputError, match="they look (like )?normalized"):
         open_subject((change(IMAGES / 255), LABELS), data)
 
 
 def test_a_range_that_is_said_must_fit(data):
-    with pytest.raises(InputError, match="they look like 0…255, not normalized"):
+    with pytest.raises(InputError, match="they look like 0…255"):
         open_subject((IMAGES.float(), LABELS), data, "normalized")
     with pytest.raises(InputError, match="image_range is one of unit, signed, bytes, normalized, got 'raw'"):
         open_subject((IMAGES / 255, LABELS), data, "raw")
