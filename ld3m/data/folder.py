@@ -63,11 +63,19 @@ def would_read(root: Path, folder: Path) -> bool:
 
 def _source(path: Path, listing: Listing, depth: int, train: ByClass, test: ByClass | None) -> Source:
     names, wnids = named(list(train))
+    if _lists_classes(listing, depth, train):  # Tiny ImageNet's own names, which its papers and other files use
+        names = tuple(train)
     items = [None if by_class is None else _items(listing, by_class, depth) for by_class in (train, test)]
     assert items[0] is not None
     name = path.stem if path.is_file() else path.resolve().name
     passed = tuple(f"{'/'.join(parts)} ({reason})" for parts, reason in listing.passed)
     return Source(name, items[0], items[1], names, wnids, passed, from_files=True)
+
+
+def _lists_classes(listing: Listing, depth: int, train: ByClass) -> bool:
+    """Whether a wnids.txt beside the splits lists the classes, as Tiny ImageNet's does."""
+    lists = (file for file in listing.tables if file.parts[depth:] == ("wnids.txt",) and file.size < MAX_TABLE_BYTES)
+    return any(set(_text(listing, file).split()) == set(train) for file in lists)
 
 
 def _items(listing: Listing, by_class: ByClass, depth: int) -> Items:

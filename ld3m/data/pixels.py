@@ -31,6 +31,7 @@ MEMMAP_BYTES = 2**30  # larger sets live in a memory-mapped file
 # Not EPS: Pillow starts Ghostscript for it.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *["AVIF"] * _HAS_AVIF)
 _MAGIC = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\x00", b"MM\x00*")
+_MOST_PIXELS = 2**26  # decoded: 256 MiB with transparency
 _LARGE_PIXELS = 2**24  # pictures above are decoded one at a time, which bounds the memory
 _TURNS = {  # EXIF orientation -> how the picture is turned
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,6 +70,8 @@ def fit(image: Image.Image | np.ndarray, resolution: int, levels: Levels | None 
             return image
         image = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
     image.draft(None, (2 * resolution, 2 * resolution))  # decodes a large JPEG at 1/2, 1/4 or 1/8
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(f"the picture has {image.width} × {image.height} pixels, more than {_MOST_PIXELS} at once")
     with _one_large if image.width * image.height > _LARGE_PIXELS else nullcontext():
         pixels = deep_pixels(image)  # before the EXIF data, with which Pillow decodes a PNG
         orientation = _orientation(image)

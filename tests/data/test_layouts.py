@@ -102,6 +102,8 @@ def test_tiny_imagenet_as_it_comes(tmp_path):
     data = load(tmp_path, resolution=16)
     assert data.wnids == wnids
     assert data.class_names == ("goldfish", "European fire salamander")
+    (tmp_path / "wnids.txt").write_text("\n".join(reversed(wnids)))
+    assert load(tmp_path, resolution=16).class_names == wnids  # as the set itself calls them
     assert data.test.labels.tolist() == [0, 1]
     first = put(tmp_path / "one", ["a/0.png", "b/0.png"])
     (first / "a/0.png").write_bytes(encoded("val/images/v1.png"))  # of class 0

@@ -34,7 +34,7 @@ def test_other_ranges_are_refused_and_read_when_said(data, name):
 
 @pytest.mark.parametrize("change", [lambda x: x * 7 - 3, lambda x: x * 40 - 20, lambda x: x * 300])
 def test_ranges_that_fit_nothing_are_refused(data, change):
-    with pytest.raises(InputError, match="they look (like )?normalized"):
+    with pytest.raises(InputError, match=r"they look (like )?normalized"):
         open_subject((change(IMAGES / 255), LABELS), data)
 
 
