@@ -1,54 +1,53 @@
-"""ImageFolder layouts: a folder for each class, in a directory or in a zip archive, which is read in place."""
+"""ImageFolder layouts: a folder for each class, in a directory or in an archive, which is read in place."""
 
 import logging
-import os
 import re
-import zipfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
-from ld3m.data.ilsvrc import name_of
-from ld3m.data.items import TEST_SPLITS, Items, Source, check_same_classes
-from ld3m.data.pixels import EXTENSIONS, open_image
+from ld3m.data.items import Items, Source, check_same_classes
+from ld3m.data.label_tables import MAX_TABLE_BYTES, read_labels
+from ld3m.data.listing import File, Listing, Parts, is_foreign, is_hidden, list_files
+from ld3m.data.naming import named, role_of
+from ld3m.data.pixels import open_image
+from ld3m.data.splits import Layout, Tree, find_layout, swap_class_first
 from ld3m.errors import DataError
 
 logger = logging.getLogger(__name__)
-_TRAIN = ("train", "training")
-_MAX_MEMBER_BYTES = 2**28  # a longer archive member is taken for a decompression bomb
+_FEW = 0.05  # of the files: a kind as rare as that is not what the set consists of
+_MAX_TABLES = 32
 
-Parts = tuple[str, ...]  # a path below the source: ("train", "cat", "7.png")
+ByClass = dict[str, list[File]]
 
 
 def read_folder(path: Path) -> Source:
-    """List the images below a directory or inside a zip archive.
+    """List the images below a directory or inside a zip or tar archive.
 
-    train/ and test/ or val/ hold a folder for each class; or the class folders stand alone, and there is no test
-    split. Classes are ordered by folder name; a single folder around everything is looked through; hidden files and
-    files that are not images by extension are ignored.
+    Folders for training and for test or validation hold a folder for each class; or the class folders stand alone, and
+    there is no test split; or a table beside the pictures says their labels. Classes are ordered by folder name; a
+    single folder around everything is looked through; hidden files, thumbnails and files that are not images are not
+    read.
     """
-    files, folders, read = _list_directory(path) if path.is_dir() else _list_archive(path)
-    top = _top(folders)
-    splits = {name.casefold(): name for name in _children(folders, top)}
-    train_name = next((splits[name] for name in _TRAIN if name in splits), None)
-    if train_name is None or not _children(folders, (*top, train_name)):  # no split, or a class called "train"
-        if splits and splits.keys() <= set(TEST_SPLITS):
-            raise DataError(f"{path} holds {', '.join(splits.values())} but no train; add a folder train/ of classes")
-        by_class = _classes(files, folders, top, path)
-        return _source(path, len(top), by_class, None, read)
-
-    held_out = [splits[name] for name in TEST_SPLITS if name in splits]  # of two, one may have no classes
-    test_name = next((name for name in held_out if _children(folders, (*top, name))), next(iter(held_out), None))
-    if unused := sorted(set(splits.values()) - {train_name, test_name}):
-        read_names = " and ".join(filter(None, (train_name, test_name)))
+    listing = list_files(path)
+    listing = swap_class_first(listing, Tree(listing))
+    tree = Tree(listing)
+    layout = find_layout(tree, path)
+    train = _classes(tree, layout.train, path, layout)
+    test = test_at = None
+    if layout.held_out:
+        test_at, test = _test_classes(tree, layout, path, train)
+    unread = [at[-1] for at in layout.held_out if at != test_at]
+    if unused := sorted((*unread, *layout.others)):
+        read_names = " and ".join(at[len(layout.top)] for at in (layout.train, test_at) if at)
         logger.warning("%s: beside %s, %s is not read", path, read_names, ", ".join(unused))
-    train = _classes(files, folders, (*top, train_name), path)
-    if test_name is None:
-        return _source(path, len(top), train, None, read)
-    test = _classes(files, folders, (*top, test_name), path)
-    check_same_classes(list(train), list(test))
-    return _source(path, len(top), train, test, read)
+    if test is not None:
+        check_same_classes(list(train), list(test))
+        test = {name: test[name] for name in train}
+    _say_what_is_odd(path, listing, [file for split in (train, test or {}) for one in split.values() for file in one])
+    return _source(path, listing, len(layout.top), train, test)
 
 
 def would_read(root: Path, folder: Path) -> bool:
@@ -57,117 +56,144 @@ def would_read(root: Path, folder: Path) -> bool:
     if not folder.is_relative_to(root):
         return False
     parts = folder.relative_to(root).parts
-    has_train = any(child.is_dir() and child.name.casefold() in _TRAIN for child in root.iterdir())
-    is_beside = has_train and parts and parts[0].casefold() not in _TRAIN + TEST_SPLITS
-    return not is_beside and all(map(_is_visible, parts))
+    has_train = any(child.is_dir() and role_of(child.name) == "train" for child in root.iterdir())
+    is_beside = has_train and parts and role_of(parts[0]) is None
+    return not is_beside and not any(is_hidden(part) or is_foreign(part, k) for k, part in enumerate(parts))
 
 
-def _source(
-    path: Path,
-    depth: int,
-    train: dict[str, list[Parts]],
-    test: dict[str, list[Parts]] | None,
-    read: Callable[[Parts], bytes],
-) -> Source:
-    wnids = tuple(name if re.fullmatch(r"n\d{8}", name) else None for name in train)
-    names = tuple((wnid and name_of(wnid)) or folder for wnid, folder in zip(wnids, train, strict=True))
-    if len(set(names)) < len(names):  # ILSVRC has two classes "crane" and two "maillot"
+def _source(path: Path, listing: Listing, depth: int, train: ByClass, test: ByClass | None) -> Source:
+    names, wnids = named(list(train))
+    if _lists_classes(listing, depth, train):  # Tiny ImageNet's own names, which its papers and other files use
         names = tuple(train)
-    items = [None if by_class is None else _items(by_class, depth, read) for by_class in (train, test)]
-    return Source(path.stem if path.is_file() else path.resolve().name, *items, names, wnids)
+    items = [None if by_class is None else _items(listing, by_class, depth) for by_class in (train, test)]
+    assert items[0] is not None
+    name = path.stem if path.is_file() else path.resolve().name
+    passed = tuple(f"{'/'.join(parts)} ({reason})" for parts, reason in listing.passed)
+    return Source(name, items[0], items[1], names, wnids, passed, from_files=True)
 
 
-def _items(by_class: dict[str, list[Parts]], depth: int, read: Callable[[Parts], bytes]) -> Items:
+def _lists_classes(listing: Listing, depth: int, train: ByClass) -> bool:
+    """Whether a wnids.txt beside the splits lists the classes, as Tiny ImageNet's does."""
+    lists = (file for file in listing.tables if file.parts[depth:] == ("wnids.txt",) and file.size < MAX_TABLE_BYTES)
+    return any(set(_text(listing, file).split()) == set(train) for file in lists)
+
+
+def _items(listing: Listing, by_class: ByClass, depth: int) -> Items:
     files = [file for members in by_class.values() for file in members]
     labels = [label for label, members in enumerate(by_class.values()) for _ in members]
     return Items(
-        read=lambda i: open_image(read(files[i])),
+        read=lambda i: open_image(listing.read(files[i])),
         labels=torch.tensor(labels, dtype=torch.int64),
-        keys=["/".join(file[depth:]) for file in files],  # without a folder around everything: one split for both
+        keys=["/".join(file.parts[depth:]) for file in files],  # without a folder around everything: one split for both
         is_threadsafe=True,
+        sizes=[file.size for file in files],
     )
 
 
-def _classes(files: Sequence[Parts], folders: set[Parts], top: Parts, path: Path) -> dict[str, list[Parts]]:
+def _test_classes(tree: Tree, layout: Layout, path: Path, train: ByClass) -> tuple[Parts | None, ByClass | None]:
+    """Return the first split held out that has labels; an unlabelled one is never a test split."""
+    unlabelled = []
+    for at in layout.held_out:
+        inner = tree.inner(at)
+        if found := _from_table(tree, at, path, layout, train):
+            return at, found
+        folders = tree.filled(inner)
+        if folders and (len(folders) > 1 or folders[0] in train):
+            return at, _classes(tree, inner, path, layout)
+        unlabelled.append("/".join(at))
+    logger.warning(
+        "%s: %s holds no folders of the training classes and no table names its labels: unlabelled, it is not read",
+        path,
+        " and ".join(unlabelled),
+    )
+    return None, None
+
+
+def _classes(tree: Tree, top: Parts, path: Path, layout: Layout) -> ByClass:
     """Return the image files of each class folder directly below `top`, all sorted."""
     where = "/".join((str(path), *top))
-    by_class: dict[str, list[Parts]] = {name: [] for name in _children(folders, top)}
-    for file in files:
-        if len(file) > len(top) + 1 and file[: len(top)] == top:
-            by_class[file[len(top)]].append(file)
+    if len(tree.filled(top)) < 2 and (found := _from_table(tree, top, path, layout, ())):
+        return found
+    by_class: ByClass = {name: [] for name in tree.children(top)}
     if not by_class:
-        found = "images, but no folder around them" if files else "nothing of the kind"
+        found = "images, but no folder around them" if tree.listing.pictures else "nothing of the kind"
         raise DataError(f"{where} must hold a folder of images for each class, and holds {found}")
+    for file in tree.below(top):
+        if len(file.parts) > len(top) + 1:
+            by_class[file.parts[len(top)]].append(file)
+        else:
+            tree.listing.passed.append((file.parts, "beside the folders of classes"))
     for name, members in by_class.items():
         if re.search("[\ud800-\udfff]", name):  # what Python makes of bytes that are not UTF-8
             raise DataError(f"class folder {name!r} in {where} has a name that is not UTF-8; rename the folder")
         if not members:
+            passed = [file for file, _ in tree.listing.passed if file[: len(top) + 1] == (*top, name)]
+            but = f", but {len(passed)} files that are not read, the first {passed[0][-1]!r}" if passed else ""
             raise DataError(
-                f"class {name!r} in {where} holds no image file ({', '.join(sorted(EXTENSIONS))}); "
+                f"class {name!r} in {where} holds no image file (.bmp, .gif, .jpeg, .jpg, .png, .tif, .webp …){but}; "
                 "add images or remove the folder"
             )
-        members.sort()
+        members.sort(key=lambda file: file.parts)
     return by_class
 
 
-def _children(folders: set[Parts], top: Parts) -> list[str]:
+def _from_table(tree: Tree, top: Parts, path: Path, layout: Layout, known: Collection[str]) -> ByClass | None:
+    """Return the classes that a table gives to pictures lying together below `top`, or None."""
     depth = len(top)
-    return sorted(folder[depth] for folder in folders if len(folder) == depth + 1 and folder[:depth] == top)
+    if len(tree.filled(top)) > 1 and known and set(tree.filled(top)) & set(known):
+        return None
+    pictures = tree.below(top)
+    tables = [file for file in tree.listing.tables if file.size <= MAX_TABLE_BYTES and file.parts[:-1] in _near(top)]
+    tables.sort(key=lambda file: (file.parts[:depth] != top, -len(file.parts), file.parts))
+    texts = (("/".join(file.parts), _text(tree.listing, file)) for file in tables[:_MAX_TABLES])
+    found = read_labels(pictures, list(texts), known) if pictures and tables else None
+    if found is None:
+        return None
+    logger.warning(
+        "%s: labels of %d pictures in %s are read from %s%s",
+        path,
+        len(pictures) - found.missing,
+        "/".join(top) or "it",
+        found.table,
+        f"; {found.missing} that it does not name are left out" if found.missing else "",
+    )
+    return found.by_class
 
 
-def _top(folders: set[Parts]) -> Parts:
-    """Return the folder that holds train/ or the classes: archives often have one folder around everything."""
-    top: Parts = ()
-    while len(names := _children(folders, top)) == 1 and names[0].casefold() not in _TRAIN + TEST_SPLITS:
-        if not _children(folders, (*top, names[0])):
-            break
-        top = (*top, names[0])
-    return top
+def _near(top: Parts) -> set[Parts]:
+    """Return the folders where the table of pictures below `top` is looked for: there, and around it."""
+    return {top[:depth] for depth in range(len(top) + 1)}
 
 
-def _is_visible(name: str) -> bool:
-    return bool(name) and not name.startswith(".") and name != "__MACOSX"
+def _text(listing: Listing, file: File) -> str:
+    return listing.read(file).decode("utf-8", errors="replace")
 
 
-def _is_image(name: str) -> bool:
-    return _is_visible(name) and os.path.splitext(name)[1].lower() in EXTENSIONS
+def _say_what_is_odd(path: Path, listing: Listing, read: list[File]) -> None:
+    if listing.foreign:
+        found = ", ".join(f"{count} in {name}" for name, count in sorted(listing.foreign.items()))
+        logger.warning("%s: pictures of the system or of a program are left out: %s", path, found)
+    if listing.encoding:
+        logger.warning("%s: a name %s; pack it again with names in UTF-8", path, listing.encoding)
+    kinds = Counter(_kind(file) for file in read)
+    common = kinds.most_common(1)[0][0] if kinds else ""
+    rare = {kind: count for kind, count in kinds.items() if count <= _FEW * len(read) or count == 1 < len(read) / 8}
+    for kind, count in rare.items():
+        first = next(file for file in read if _kind(file) == kind)
+        logger.warning(
+            "%s: %d of %d pictures end in %s among %s, the first is %s: placeholders? They are read as pictures",
+            path,
+            count,
+            len(read),
+            kind,
+            common,
+            "/".join(first.parts),
+        )
 
 
-def _list_directory(path: Path) -> tuple[list[Parts], set[Parts], Callable[[Parts], bytes]]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be listed ({error.strerror}); give read permission") from error
-
-    files, folders, seen = [], set(), set()
-    for folder, below, names in os.walk(path, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        below[:] = [] if real in seen else filter(_is_visible, below)  # a link may lead back to where it stands
-        seen.add(real)
-        here = Path(folder).relative_to(path).parts
-        folders.update((*here, name) for name in below)
-        files += [(*here, name) for name in names if _is_image(name)]
-    return files, folders, lambda file: path.joinpath(*file).read_bytes()
+_SAME = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".jfi": ".jpg", ".jif": ".jpg", ".tiff": ".tif", "": ".jpg"}
 
 
-def _list_archive(path: Path) -> tuple[list[Parts], set[Parts], Callable[[Parts], bytes]]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is neither a folder nor a zip archive ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be opened ({error.strerror})") from error
-
-    members, folders = {}, set()
-    for member in archive.infolist():
-        *parents, name = member.filename.split("/")
-        if not all(map(_is_visible, parents)):  # also ".." and absolute names
-            continue
-        folders.update(tuple(parents[: depth + 1]) for depth in range(len(parents)))
-        if _is_image(name):
-            members[*parents, name] = member
-
-    def read(file: Parts) -> bytes:
-        if members[file].file_size > _MAX_MEMBER_BYTES:
-            raise ValueError(f"the archive member unpacks to {members[file].file_size} bytes")
-        return archive.read(members[file])
-
-    return list(members), folders, read
+def _kind(file: File) -> str:
+    ending = Path(file.parts[-1]).suffix.lower()
+    return _SAME.get(ending, ending)

@@ -9,7 +9,8 @@ from pathlib import Path
 def classes() -> tuple[tuple[str, str], ...]:
     """Return (wnid, name) of each class in index order; a name is the first lemma of the synset, "golf ball"."""
     lines = Path(__file__).with_name("ilsvrc.txt").read_text(encoding="utf-8").splitlines()
-    return tuple(tuple(line.split(" ", 1)) for line in lines if not line.startswith("#"))
+    pairs = (line.partition(" ") for line in lines if not line.startswith("#"))
+    return tuple((wnid, name) for wnid, _, name in pairs)
 
 
 def name_of(wnid: str) -> str | None:

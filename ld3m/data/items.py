@@ -2,24 +2,30 @@
 
 import hashlib
 import logging
+import math
 import os
+import threading
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ld3m.data.deep import Levels, Unranged, deep_pixels
 from ld3m.data.pixels import allocate, fit, quantise
 from ld3m.errors import DataError
 
 logger = logging.getLogger(__name__)
-TEST_SPLITS = ("test", "testing", "val", "valid", "validation")  # in order of preference
+_LARGE_BYTES = 2**24  # files above are read one at a time, which bounds the memory
 _GROUP = 1024  # images under way at once: bounds the memory when decoding is faster than the disk of the memory map
+_one_large = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -32,28 +38,39 @@ class Items:
         labels: (N,) int64.
         keys: a name for each image; names it in messages and decides on which side of a holdout split it falls.
         is_threadsafe: whether `read` may be called from several threads.
+        sizes: bytes of each file, where there are files.
     """
 
-    read: Callable[[int], object]
+    read: Callable[[int], Any]
     labels: Tensor
     keys: Sequence[str]
     is_threadsafe: bool = False
+    sizes: Sequence[int] | None = None
 
     def take(self, positions: Sequence[int]) -> "Items":
         positions = list(positions)
         keys = [self.keys[position] for position in positions]
-        return replace(self, read=lambda i: self.read(positions[i]), labels=self.labels[positions], keys=keys)
+        sizes = None if self.sizes is None else [self.sizes[position] for position in positions]
+        read = self.read
+        return replace(self, read=lambda i: read(positions[i]), labels=self.labels[positions], keys=keys, sizes=sizes)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before it is read; `test` is None where the source has no test split of its own."""
+    """A data set before it is read; `test` is None where the source has no test split of its own.
+
+    Args:
+        passed: files that look like pictures and are not read, each with the reason.
+        from_files: the user's own pictures, in which copies across splits are looked for and left out.
+    """
 
     name: str
     train: Items
     test: Items | None
     class_names: tuple[str, ...]
     wnids: tuple[str | None, ...] | None = None
+    passed: tuple[str, ...] = ()
+    from_files: bool = False
 
 
 def split(items: Items, class_names: Sequence[str], holdout: float, seed: int) -> tuple[Items, Items]:
@@ -73,13 +90,25 @@ def split(items: Items, class_names: Sequence[str], holdout: float, seed: int) -
 
 
 def decode(
-    items: Items, resolution: int, *, strict: bool, cache: str | Path | None, split_name: str
+    items: Items,
+    resolution: int,
+    *,
+    strict: bool,
+    cache: str | Path | None,
+    split_name: str,
+    levels: Levels | None = None,
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Read all images.
+
+    Args:
+        levels: of pictures of more than 8 bits, see `fit`.
 
     Returns:
         images (n, 3, resolution, resolution) uint8, the positions (n,) they had in `items`, and for each skipped
         position the reason.
+
+    Raises:
+        UnrangedItems: there are pictures of more than 8 bits, and `levels` is not known yet.
     """
     count = len(items.keys)
     storage = allocate(count, resolution, cache)
@@ -87,30 +116,21 @@ def decode(
     failures: dict[int, str] = {}
 
     def pixels(position: int) -> np.ndarray | Exception:
-        try:
-            return fit(quantise(items.read(position), items.keys[position]), resolution)
-        except DataError:
-            raise
-        except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error …
-            return error
+        return _attempt(items, position, lambda image: fit(image, resolution, levels))
 
-    threads = min(8, os.cpu_count() or 1) if items.is_threadsafe else 1
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for start in range(0, count, _GROUP):
-            positions = range(start, min(start + _GROUP, count))
-            results = (pool.map if threads > 1 else map)(pixels, positions)
-            for position, result in zip(positions, results, strict=True):
-                if not isinstance(result, Exception):
-                    storage[len(kept)] = result
-                    kept.append(position)
-                    continue
-                failures[position] = f"{type(result).__name__}: {result}"
-                if strict:
-                    raise DataError(
-                        f"{items.keys[position]} cannot be read ({failures[position]}); repair or remove it, "
-                        "or do without strict to skip such images"
-                    ) from result
+    for position, result in enumerate(_in_threads(items, pixels)):
+        if isinstance(result, Unranged):
+            raise UnrangedItems(items) from result
+        if not isinstance(result, Exception):
+            storage[len(kept)] = result
+            kept.append(position)
+            continue
+        failures[position] = f"{type(result).__name__}: {result}"
+        if strict:
+            raise DataError(
+                f"{items.keys[position]} cannot be read ({failures[position]}); repair or remove it, "
+                "or do without strict to skip such images"
+            ) from result
     if failures:
         first, reason = next(iter(failures.items()))
         if not kept:
@@ -120,6 +140,61 @@ def decode(
             len(failures), count, split_name, items.keys[first], reason,
         )  # fmt: skip
     return torch.from_numpy(storage[: len(kept)]), torch.tensor(kept, dtype=torch.int64), failures
+
+
+class UnrangedItems(Exception):
+    """The range of the pictures of more than 8 bits has to be known before they are decoded."""
+
+    def __init__(self, items: Items) -> None:
+        super().__init__()
+        self.items = items
+
+
+def extremes(splits: Sequence[Items]) -> tuple[float, float, bool]:
+    """Return the smallest and largest level in the pictures of more than 8 bits, and whether there are floats."""
+    low, high, is_float = math.inf, -math.inf, False
+
+    def levels(image: Image.Image | np.ndarray) -> np.ndarray:
+        found = deep_pixels(image) if isinstance(image, Image.Image) else None
+        return np.empty(0) if found is None else np.array([found.min(), found.max()])
+
+    for items in splits:
+        for found in _in_threads(items, lambda i, items=items: _attempt(items, i, levels)):
+            if isinstance(found, np.ndarray) and len(found):
+                low, high = min(low, float(found[0])), max(high, float(found[1]))
+                is_float |= np.issubdtype(found.dtype, np.floating)
+    return low, high, is_float
+
+
+def _in_threads(items: Items, work: Callable[[int], np.ndarray | Exception]) -> Iterator[np.ndarray | Exception]:
+    threads = min(8, os.cpu_count() or 1) if items.is_threadsafe else 1
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for start in range(0, len(items.keys), _GROUP):
+            positions = range(start, min(start + _GROUP, len(items.keys)))
+            yield from (pool.map if threads > 1 else map)(work, positions)
+
+
+def _attempt(
+    items: Items, position: int, work: Callable[[Image.Image | np.ndarray], np.ndarray]
+) -> np.ndarray | Exception:
+    """Return what `work` makes of an image, or why the image cannot be read; errors of the machine are raised."""
+    key = items.keys[position]
+    is_large = items.sizes is not None and items.sizes[position] > _LARGE_BYTES
+    try:
+        with _one_large if is_large else nullcontext():
+            return work(quantise(items.read(position), key))
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{key} cannot be read: there is not enough memory; free some, then run again") from error
+    except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error …
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have no number
+            raise DataError(
+                f"{key} cannot be read: {error.strerror or error}, which says nothing about the image; run again when "
+                "the disk and its permissions are in order"
+            ) from error
+        return error
 
 
 def check_same_classes(train: Collection[str], test: Collection[str]) -> None:

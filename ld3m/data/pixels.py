@@ -1,25 +1,48 @@
 """From anything that holds a picture to 3 × resolution × resolution bytes.
 
-Transparent pictures are composited over white, as a viewer shows them; of 16-bit ones the high byte is taken; EXIF
-orientation is applied. The largest centred square is resampled with Pillow's Lanczos filter, which antialiases when
-it shrinks: the same as resizing the shorter side and cropping the centre. The exception is the MNIST family: 28 × 28
-grey pictures at resolution 32 get a black border of 2 pixels, whichever kind of source they come from.
+Transparent pictures are composited over white, as a viewer shows them; pictures of more than 8 bits are mapped by the
+rule of the whole set (`deep.py`); EXIF orientation is applied. The largest centred square is resampled with Pillow's
+Lanczos filter, which antialiases when it shrinks: the same as resizing the shorter side and cropping the centre. The
+exception is the MNIST family: 28 × 28 grey pictures at resolution 32 get a black border of 2 pixels, whichever kind of
+source they come from.
 """
 
 import shutil
 import tempfile
+import threading
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
+from ld3m.data.deep import FULL, Levels, Unranged, deep_pixels
 from ld3m.errors import DataError
 
-EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_HAS_AVIF = features.check("avif") or False  # not every Pillow has it
+EXTENSIONS = frozenset((
+    ".apng", ".bmp", ".dib", ".gif", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    *[".avif"] * _HAS_AVIF,
+))  # fmt: skip
 MEMMAP_BYTES = 2**30  # larger sets live in a memory-mapped file
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS: Pillow starts Ghostscript for it
+# Not EPS: Pillow starts Ghostscript for it.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *["AVIF"] * _HAS_AVIF)
+_MAGIC = (b"BM", b"GIF8", b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\x00", b"MM\x00*")
+_MOST_PIXELS = 2**26  # decoded: 256 MiB with transparency
+_LARGE_PIXELS = 2**24  # pictures above are decoded one at a time, which bounds the memory
+_TURNS = {  # EXIF orientation -> how the picture is turned
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_one_large = threading.Lock()
 _SLACK = 1e-3  # a quarter of a grey level: what interpolation may leave outside of [0, 1]
 
 
@@ -28,25 +51,51 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data), formats=_FORMATS)
 
 
-def fit(image: Image.Image | np.ndarray, resolution: int) -> np.ndarray:
-    """Return a Pillow image or uint8 (1 or 3, H, W) array as uint8 (1 or 3, resolution, resolution)."""
+def looks_like_picture(head: bytes) -> bool:
+    """Whether a file's first bytes are those of a format that is read."""
+    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def fit(image: Image.Image | np.ndarray, resolution: int, levels: Levels | None = FULL) -> np.ndarray:
+    """Return a Pillow image or uint8 (1 or 3, H, W) array as uint8 (1 or 3, resolution, resolution).
+
+    Args:
+        levels: which levels of pictures of more than 8 bits become black and white; None: not known yet.
+
+    Raises:
+        Unranged: there are more than 8 bits, and the levels are not known.
+    """
     if isinstance(image, np.ndarray):
         if image.shape[1:] == (resolution, resolution):
             return image
         image = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
     image.draft(None, (2 * resolution, 2 * resolution))  # decodes a large JPEG at 1/2, 1/4 or 1/8
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "L" and image.size == (28, 28) and resolution == 32:
-        return np.asarray(ImageOps.expand(image, 2))[None]
-    image = ImageOps.fit(_rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
-    return np.asarray(image).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(f"the picture has {image.width} × {image.height} pixels, more than {_MOST_PIXELS} at once")
+    with _one_large if image.width * image.height > _LARGE_PIXELS else nullcontext():
+        pixels = deep_pixels(image)  # before the EXIF data, with which Pillow decodes a PNG
+        orientation = _orientation(image)
+        if pixels is not None:
+            if levels is None:
+                raise Unranged
+            image = Image.fromarray(levels.apply(pixels))
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
+        if image.mode == "L" and image.size == (28, 28) and resolution == 32:
+            return np.asarray(ImageOps.expand(image, 2))[None]
+        image = ImageOps.fit(_rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
+        return np.asarray(image).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; only this entry is looked at, since cameras write faulty ones beside it."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # Pillow raises SyntaxError, struct.error, KeyError … for damaged EXIF data; the picture is whole
+        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("the file has floating-point pixels, whose range is not known")
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -86,7 +135,7 @@ def quantise(image: Image.Image | np.ndarray | Tensor, where: str) -> Image.Imag
     if low < -_SLACK or high > 1 + _SLACK:
         raise DataError(
             f"{where} has values from {low:.4g} to {high:.4g}; expected floating point in [0, 1], "
-            "not normalised, or uint8 in 0…255"
+            "not normalized, or uint8 in 0…255"
         )
     return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
 

@@ -2,21 +2,35 @@
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ld3m.data import folder as image_folder
+from ld3m.data.arrays import is_npz, read_npz
 from ld3m.data.builtin import read_builtin
+from ld3m.data.dataset_files import is_parquet, is_saved, read_parquet, read_saved
+from ld3m.data.deep import RULES, Levels, choose_levels
+from ld3m.data.duplicates import copies, say_what_repeats
 from ld3m.data.idx import is_idx_folder, read_idx_folder
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
-from ld3m.data.items import Items, Source, decode, split
-from ld3m.data.tensors import read_object
+from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
+from ld3m.data.tensors import Decode, read_object
 from ld3m.errors import DataError
 
 logger = logging.getLogger(__name__)
 _HOLDOUT = 0.1
+
+# What a path may be, in the order in which it is asked; a folder of pictures or an archive is what is left.
+_READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Source]], ...] = (
+    (is_idx_folder, read_idx_folder),
+    (is_saved, read_saved),
+    (is_parquet, read_parquet),
+    (is_npz, read_npz),
+    (lambda path: True, image_folder.read_folder),
+)
 
 
 def load(
@@ -27,20 +41,24 @@ def load(
     strict: bool = False,
     seed: int = 0,
     cache: str | Path | None = None,
+    bit_range: str | int | None = None,
 ) -> Dataset:
     """Read a data set into memory, once, as uint8.
 
     Args:
-        source: "builtin"; the path of an ImageFolder directory or zip (train/ and test/ or val/ inside, or class
-            folders alone) or of a folder of IDX files; a pair (images, labels) of tensors, images (N, C, H, W)
+        source: "builtin"; the path of an ImageFolder directory, zip or tar (train/ and test/ or val/ inside, or class
+            folders alone, or pictures with a table of labels), of a folder of IDX files, of parquet files or of
+            `save_to_disk`, or of an `.npz`; a pair (images, labels) of tensors, images (N, C, H, W)
             uint8 or floating point in [0, 1]; a map-style torch Dataset of (image, label); a datasets.Dataset; a
             mapping {"train": …, "test": …} of such objects; "hf:NAME", a set on the Hugging Face hub; a Dataset.
         resolution: pixels of a side; the largest centred square is resampled (Lanczos).
         holdout: fraction of each class, in [0, 1), that becomes the test split of a source that has none (0.1 by
             default; 0: no test split). The choice depends on `seed` and file names.
             A Dataset has been split and read already: it takes neither `holdout` nor `strict`.
-        strict: refuse damaged images instead of skipping them with a warning.
+        strict: refuse damaged images, and files passed over, instead of skipping them with a warning.
         cache: folder for the memory map of a set larger than 1 GiB.
+        bit_range: of pictures of more than 8 bits: the bits in use, 8, 10, 12, 14 or 16; "minmax" for the set's own
+            range; by default ("auto") the fewest bits that hold all pictures of the set.
 
     Raises:
         DataError: with what was expected, what came, and the remedy.
@@ -49,6 +67,8 @@ def load(
         raise DataError(f"resolution must be a positive number of pixels, got {resolution!r}")
     if holdout is not None and not 0 <= holdout < 1:
         raise DataError(f"holdout must be a fraction in [0, 1), got {holdout!r}")
+    if bit_range is not None and str(bit_range) not in RULES:
+        raise DataError(f"bit_range is one of {', '.join(RULES)}, got {bit_range!r}")
     if isinstance(source, Dataset):
         if source.resolution != resolution:
             raise DataError(
@@ -56,6 +76,7 @@ def load(
                 f"load its source again with resolution={resolution}"
             )
         given = [f"holdout={holdout}"] * (holdout is not None) + ["strict=True"] * strict
+        given += [f"bit_range={bit_range}"] * (bit_range is not None)
         if given:
             raise DataError(
                 f"{' and '.join(given)} would have no effect: data {source.name!r} has been split and read already; "
@@ -64,9 +85,20 @@ def load(
         return source
 
     decode_items = partial(decode, resolution=resolution, strict=strict, cache=cache)
+    try:
+        return _read(source, decode_items, resolution, holdout, strict, seed)
+    except UnrangedItems as error:  # pictures of more than 8 bits, whose mapping follows from the whole set
+        levels = _levels(source, error.items, str(bit_range or "auto"))
+    return _read(source, partial(decode_items, levels=levels), resolution, holdout, strict, seed)
+
+
+def _read(
+    source: object, decode_items: Decode, resolution: int, holdout: float | None, strict: bool, seed: int
+) -> Dataset:
     raw = _open(source, decode_items)
+    _say_what_is_passed(raw, strict)
     if len(raw.class_names) < 2:
-        raise DataError(f"expected at least two classes, found only {raw.class_names[0]!r}; add another class")
+        raise DataError(f"expected at least two classes, found only {''.join(raw.class_names)!r}; add another class")
     train, test = raw.train, raw.test
     if test is not None and holdout is not None:
         raise DataError(f"holdout={holdout} has no use: {raw.name!r} has a test split of its own; leave it out")
@@ -74,6 +106,9 @@ def load(
         train, test = split(train, raw.class_names, _HOLDOUT if holdout is None else holdout, seed)
     train_set = _image_set(train, raw.class_names, "train", decode_items)
     test_set = None if test is None else _image_set(test, raw.class_names, "test", decode_items)
+    if raw.from_files:
+        say_what_repeats(train_set, "train")
+        train_set = train_set if test_set is None else _without_copies(train_set, test_set, raw.name)
     wnids = raw.wnids or (None,) * len(raw.class_names)
     logger.info("%s: %d classes, %d training images", raw.name, len(raw.class_names), len(train_set))
     return Dataset(
@@ -81,15 +116,60 @@ def load(
     )
 
 
+def _levels(source: object, items: Items, rule: str) -> Levels:
+    """Return what pictures of more than 8 bits are mapped by: the range over both splits where these can be listed."""
+    is_path = isinstance(source, str | os.PathLike)
+    raw = _open(source, partial(decode)) if is_path else None
+    splits = [items] if raw is None else [one for one in (raw.train, raw.test) if one is not None]
+    levels, found = choose_levels(rule, lambda: extremes(splits))
+    logger.warning("%s: pictures of more than 8 bits %s", raw.name if raw else "the data", found)
+    return levels
+
+
+def _say_what_is_passed(raw: Source, strict: bool) -> None:
+    if not raw.passed:
+        return
+    shown = ", ".join(raw.passed[:3]) + (f" and {len(raw.passed) - 3} more" if len(raw.passed) > 3 else "")
+    if strict:
+        raise DataError(
+            f"{len(raw.passed)} files of {raw.name!r} look like pictures and are not read: {shown}; convert or remove "
+            "them, or do without strict to pass over them"
+        )
+    logger.warning("%s: passed over %d files that look like pictures: %s", raw.name, len(raw.passed), shown)
+
+
+def _without_copies(train: ImageSet, test: ImageSet, name: str) -> ImageSet:
+    """Leave out of the training images what the test split holds as well; a score on it would measure memory."""
+    found = copies(train, test)
+    if not len(found):
+        return train
+    kept = torch.ones(len(train), dtype=torch.bool)
+    kept[found] = False
+    labels = train.labels[kept]
+    gone = (torch.bincount(labels, minlength=train.num_classes) == 0).nonzero().flatten().tolist()
+    if gone:
+        raise DataError(
+            f"every training image of class {train.class_names[gone[0]]!r} of {name!r} is a copy of a test image; give "
+            "the splits images of their own"
+        )
+    logger.warning(
+        "%s: %d of %d training images are copies of test images, exact or nearly, and are left out of training",
+        name, len(found), len(train),
+    )  # fmt: skip
+    return ImageSet(train.images[kept], labels, train.class_names)
+
+
 def would_read(source: object, folder: Path) -> bool:
     """Whether what is written into a folder becomes part of a source."""
     if not isinstance(source, str | os.PathLike) or source == "builtin":
         return False
     path = Path(source).expanduser()
-    return path.is_dir() and not is_idx_folder(path) and image_folder.would_read(path, folder)
+    if not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
+        return False
+    return image_folder.would_read(path, folder)
 
 
-def _open(source: object, decode_items: partial) -> Source:
+def _open(source: object, decode_items: Decode) -> Source:
     if not isinstance(source, str | os.PathLike):
         return read_object(source, decode_items)
     if source == "builtin":
@@ -99,8 +179,8 @@ def _open(source: object, decode_items: partial) -> Source:
     path = Path(source).expanduser()
     try:
         if not path.exists():
-            raise DataError(f"there is no data {str(source)!r}; expected 'builtin', 'hf:NAME', a folder or a zip")
-        return read_idx_folder(path) if path.is_dir() and is_idx_folder(path) else image_folder.read_folder(path)
+            raise DataError(f"there is no data {str(source)!r}; expected 'builtin', 'hf:NAME', a folder or an archive")
+        return next(read for is_kind, read in _READERS if is_kind(path))(path)
     except OSError as error:
         raise DataError(f"data {str(source)!r} cannot be read: {error}; check its name and permissions") from error
 
@@ -116,7 +196,7 @@ def _from_hub(name: str) -> object:
         raise DataError(f"data 'hf:{name}' cannot be loaded: {error}") from error
 
 
-def _image_set(items: Items, class_names: tuple[str, ...], split_name: str, decode_items: partial) -> ImageSet:
+def _image_set(items: Items, class_names: tuple[str, ...], split_name: str, decode_items: Decode) -> ImageSet:
     images, kept, failures = decode_items(items, split_name=split_name)
     labels = items.labels[kept]
     counts = torch.bincount(labels, minlength=len(class_names))

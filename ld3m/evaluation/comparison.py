@@ -49,6 +49,7 @@ def evaluate(
     protocol: str | Protocol = EvaluateConfig.protocol,
     teacher: Teacher | str | Path | None = None,
     progress: bool = True,
+    image_range: str = "unit",
     **settings: Unpack[EvaluateKeywords],
 ) -> Report:
     """Measure how well networks do on real test images after training on a distilled set.
@@ -77,6 +78,8 @@ def evaluate(
         together: train the repeats of a network at once, on a CPU in float32 alone; by default on a GPU, since it is
             slower on a CPU. Networks with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
+        image_range: of floating-point images: "unit" for [0, 1], "signed" for [-1, 1], "bytes" for 0…255, "normalized"
+            by the mean and standard deviation of the data.
 
     Raises:
         ConfigError: an unknown protocol, network, baseline, score or dtype, too few repeats or epochs, or a teacher
@@ -97,7 +100,7 @@ def evaluate(
     teacher = _teacher(teacher, protocol, config.baselines)
     device = resolve_device(config.device)
     together = _together(config.together, protocol, device)
-    result, dataset, folder = open_inputs(result_or_folder, data)
+    result, dataset, folder = open_inputs(result_or_folder, data, image_range)
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, dataset, protocol, config, device, teacher)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
-from ld3m.priors.folder import read_json
+from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
 from ld3m.runtime.storage import is_temporary, load_tensors, save_tensors, write_json
 

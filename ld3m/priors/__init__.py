@@ -7,6 +7,7 @@ import torch
 
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
+from ld3m.priors.checkpoint_facts import require_noise_prediction
 from ld3m.priors.frozen import ExecutionConfig
 from ld3m.priors.random import NAMES as RANDOM_NAMES
 from ld3m.priors.stylegan import StyleGAN, load_stylegan
@@ -47,9 +48,17 @@ def load_prior(
     device, dtype = resolve_device(device), resolve_dtype(dtype)
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
-    if config is not None and not Path(source).expanduser().is_file():
+    path = Path(source).expanduser()
+    if config is not None and path.suffix in _FILES and not path.is_file():
+        raise ConfigError(f"prior {str(source)!r} is not there; correct the path of the checkpoint")
+    if config is not None and not path.is_file():
         raise ConfigError(f"config goes with a CompVis or DiT checkpoint file, got the prior {str(source)!r}")
-    return _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
+    prior = _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
+    if str(source) in NAMES or device.type == "meta":
+        return prior
+    from ld3m.priors.noise_check import warn_of_doubts
+
+    return warn_of_doubts(prior)
 
 
 def _load(source: str, config: Path | None, dtype: torch.dtype, device: torch.device) -> Prior:
@@ -81,8 +90,9 @@ def _load_folder(path: Path, dtype: torch.dtype) -> Prior:
 def _load_file(path: Path, config: Path | None, dtype: torch.dtype) -> Prior:
     from ld3m.priors import checkpoint, compvis, dit
 
-    state = checkpoint.read_state(path)
+    state, settings = checkpoint.read_checkpoint(path)
     if dit.is_official(state):
+        require_noise_prediction(path, settings)
         return dit.load_official(path, state, config, dtype=dtype)
     if compvis.is_compvis(state):
         return compvis.load_compvis(path, state, config, dtype=dtype)

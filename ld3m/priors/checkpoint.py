@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ld3m.errors import CheckpointError
+from ld3m.priors.checkpoint_facts import settings_of
 from ld3m.runtime.storage import load_tensors
 
+_WRAPPERS = ("module.", "_orig_mod.")
 _STATES = ("state_dict", "ema", "model")
 
 # Trainers leave objects of their own beside the weights. These modules' classes are replaced by an inert one; any other
@@ -20,13 +22,14 @@ _INERT_MODULES = (
 
 
 class _Inert:
-    """Stands where a trainer's object stood in a pickle; takes anything, does nothing."""
+    """Stands where a trainer's object stood in a pickle; takes anything, keeps its plain settings, does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
     def __setstate__(self, state: object) -> None:
-        pass
+        if isinstance(state, dict):
+            self.__dict__.update({key: value for key, value in state.items() if isinstance(key, str)})
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -34,8 +37,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     A file of several state dicts gives the one under "state_dict", else the averaged weights under "ema", else "model".
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a checkpoint's state dict, like `read_state`, and the settings its trainer left beside it."""
     if path.suffix == ".safetensors":
-        return load_tensors(path)[0]
+        tensors, metadata = load_tensors(path)
+        return _unwrapped(tensors), {key.casefold(): str(value).casefold() for key, value in metadata.items()}
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, OSError):
@@ -59,7 +68,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} is not a checkpoint that can be read as tensors only ({reason}); fetch it again from a source you "
             "trust, or convert it to safetensors"
         ) from error
+    settings = settings_of(content)
     if isinstance(content, dict):
         content = next((content[key] for key in _STATES if key in content), content)
     items = content.items() if isinstance(content, dict) else ()
-    return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+    return _unwrapped({k: value for k, value in items if isinstance(k, str) and isinstance(value, Tensor)}), settings
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without the names that DistributedDataParallel and torch.compile put before all of them."""
+    while prefix := next((p for p in _WRAPPERS if state and all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

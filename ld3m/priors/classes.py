@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from ld3m.data.ilsvrc import ilsvrc_index
+from ld3m.data.ilsvrc import classes, ilsvrc_index
 from ld3m.errors import InputError
 from ld3m.priors.base import Prior
 from ld3m.priors.stylegan.generator import StyleGAN
@@ -66,8 +66,14 @@ def match_classes(
     return [prior.null_class if k is None else k for k in found]
 
 
+def _are_ilsvrc(class_names: Sequence[str]) -> bool:
+    """Whether a prior's names are those of ILSVRC, in its order, in other spellings here and there."""
+    own = [name for _, name in classes()]
+    return len(class_names) == len(own) and sum(map(str.__eq__, own, class_names)) > 0.8 * len(own)
+
+
 def _match(prior: Prior | StyleGAN, name: str, wnid: str | None) -> int | None:
-    if prior.class_names is not None:
+    if prior.class_names is not None and not _are_ilsvrc(prior.class_names):
         if name in prior.class_names:
             return prior.class_names.index(name)
         alike = [k for k, known in enumerate(prior.class_names) if known.casefold() == name.casefold()]

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ld3m.errors import CheckpointError, ConfigError, InputError
 from ld3m.priors.architecture import DIT_SHAPES, DiffusersModule, DiTShape, build_first_stage
 from ld3m.priors.base import Prior
-from ld3m.priors.folder import load_module, load_weights, read_alphas_cumprod, read_json, read_weights
+from ld3m.priors.diffit import with_factors_multiplied
+from ld3m.priors.folder import load_module, load_weights, read_alphas_cumprod, read_json
+from ld3m.priors.weight_files import read_label_names, read_weights
 
 _TABLE = "y_embedder.embedding_table.weight"
 _OWN_EMBEDDERS = ".norm1.emb."
@@ -117,6 +119,7 @@ def load_official(path: Path, state: dict[str, Tensor], config: Path | None, *, 
     """
     folder = path.parent if config is None else config
     first_stage = _official_first_stage(path, folder, dtype)
+    state = with_factors_multiplied(state, path)
     denoiser = _build_official(_read_config(state, path, folder))
     load_weights(denoiser, _convert(state), str(path), dtype)
     _check_positions(denoiser.place_positions(), state["pos_embed"], path)
@@ -136,11 +139,17 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype) -> Prior:
     load_weights(denoiser, weights, f"{folder}/transformer", dtype)
     first_stage = load_module(folder / "vae", ("AutoencoderKL",), dtype)
     denoiser.place_positions()
-    return _prior(folder.name, first_stage, denoiser, table.to(dtype), read_alphas_cumprod(folder))
+    names = read_label_names(folder, len(table) - 1)
+    return _prior(folder.name, first_stage, denoiser, table.to(dtype), read_alphas_cumprod(folder), names)
 
 
 def _prior(
-    name: str, first_stage: DiffusersModule, denoiser: DiTDenoiser, table: Tensor, alphas_cumprod: Tensor
+    name: str,
+    first_stage: DiffusersModule,
+    denoiser: DiTDenoiser,
+    table: Tensor,
+    alphas_cumprod: Tensor,
+    class_names: tuple[str, ...] | None = None,
 ) -> Prior:
     downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
     return Prior(
@@ -151,6 +160,7 @@ def _prior(
         alphas_cumprod=alphas_cumprod,
         scale_factor=first_stage.config.scaling_factor,
         native_resolution=denoiser.config.sample_size * downsample,
+        class_names=class_names,
     )
 
 

@@ -1,8 +1,6 @@
 """Priors kept as a diffusers folder: one sub-folder a module, weights as tensors only, JSON configurations."""
 
-import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,12 @@ from ld3m.priors.architecture import (
     scaled_linear_alphas_cumprod,
 )
 from ld3m.priors.base import Prior
-from ld3m.priors.checkpoint import read_state
+from ld3m.priors.weight_files import read_json, read_weights
 from ld3m.runtime.storage import load_tensors, save_tensors, write_json
 
 logger = logging.getLogger(__name__)
 _FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 _DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # autoencoders of 2022
 _SCHEDULER = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
 
 
@@ -146,15 +143,6 @@ def load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) 
     return module
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read a module's weights: safetensors, or where there are none the `.bin` of older folders."""
-    path = folder / "diffusion_pytorch_model.safetensors"
-    if not path.is_file() and path.with_suffix(".bin").is_file():
-        path = path.with_suffix(".bin")
-    old = re.compile(rf"(?<=\.attentions\.\d\.)({'|'.join(_OLD_ATTENTION)})(?=\.)")
-    return {old.sub(lambda found: _OLD_ATTENTION[found[0]], key): value for key, value in read_state(path).items()}
-
-
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str, dtype: torch.dtype) -> None:
     """Give a module on the meta device its weights; missing, unexpected and mis-shaped tensors are named."""
     wanted = module.state_dict()
@@ -187,17 +175,3 @@ def read_alphas_cumprod(folder: Path) -> Tensor:
     if kind == "linear":
         return linear_alphas_cumprod(start, end)
     raise CheckpointError(f"{path} has beta_schedule {kind!r}, expected 'scaled_linear' or 'linear'")
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not there: a diffusers folder has one") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); restore it or fetch it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} must hold a JSON object, got {type(content).__name__}; restore it or fetch it again"
-        )
-    return content

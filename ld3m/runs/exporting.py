@@ -20,6 +20,10 @@ from ld3m.runs.result import Result, folder_names, load
 from ld3m.runtime.storage import clear_write_errors, save_tensors, write_text
 
 _TENSORS = "images.safetensors"
+_SPLIT_WORD = re.compile(
+    r"(^|[-._ 0-9])(?=(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?:$|[-._ 0-9]))", re.I
+)
+_ALL_PICTURES = [{"config_name": "default", "data_files": [{"split": "train", "path": "*/*.png"}]}]
 
 
 def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool = False) -> Path:
@@ -44,7 +48,7 @@ def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool =
     _check_target(target, Path(folder).resolve(), overwrite)
     with clear_write_errors(target), _whole_folder(target) as building:
         loading = _WRITERS[format](result, building)
-        write_text(building / "README.md", _card(result, loading, Path(folder)))
+        write_text(building / "README.md", _card(result, loading, format, Path(folder)))
     return Path(to)
 
 
@@ -85,7 +89,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
 
 def _write_images(result: Result, folder: Path) -> str:
     """Write the pictures; return the code that reads them."""
-    names = folder_names(result.class_names)
+    names = _folders(result.class_names)
     for label, name in enumerate(names):
         pictures.save_numbered(folder / name, result.images[result.labels == label])
     return (
@@ -109,10 +113,18 @@ def _write_tensors(result: Result, folder: Path) -> str:
     )
 
 
+def _folders(class_names: Sequence[str]) -> list[str]:
+    """Return the folders of the classes; the hub's loader would take "bullet train" for a part of the training split.
+
+    It looks for the words after a separator or at the start of a name, so that a mark before them is enough.
+    """
+    return [_SPLIT_WORD.sub(r"\1~", name) for name in folder_names(class_names)]
+
+
 _WRITERS = {"imagefolder": _write_images, "safetensors": _write_tensors}
 
 
-def _card(result: Result, loading: str, run: Path) -> str:
+def _card(result: Result, loading: str, format: str, run: Path) -> str:
     """Compose the README.md, whose head a hub reads as a data set card."""
     count, num_classes = len(result.labels), len(result.class_names)
     source = Path(str(result.config.get("data", "an image set"))).name
@@ -122,6 +134,8 @@ def _card(result: Result, loading: str, run: Path) -> str:
         "task_categories": ["image-classification"],
         "tags": ["dataset-distillation", "ld3m"],
     }
+    if format == "imagefolder":
+        head["configs"] = _ALL_PICTURES  # one split, whatever the classes are called
     mean, std = ([round(value, 6) for value in moments.tolist()] for moments in (result.mean, result.std))
     return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
@@ -170,7 +184,7 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_table(class_names: Sequence[str]) -> str:
-    folders = folder_names(class_names)
+    folders = _folders(class_names)
     number = {name: k for k, name in enumerate(sorted(folders))}
     rows = [
         [str(label), _text(name), _text(folder), str(number[folder])]

@@ -22,7 +22,7 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0][:160]  # of unknown devices torch lists all it knows
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); leave it out, or say cpu") from error
 
 

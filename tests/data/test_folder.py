@@ -101,7 +101,7 @@ def test_capital_letters_and_a_folder_that_is_no_split(tmp_path, caplog):
     data = load(tmp_path, resolution=8, holdout=0)
     assert (len(data.train), data.test) == (10, None)
     assert "beside Training, notes is not read" in caplog.text
-    _classes(tmp_path / "Testing", count=1)
+    _classes(tmp_path / "Testing", count=1, seed=1)
     data = load(tmp_path, resolution=8)
     assert (len(data.train), len(data.test)) == (10, 2)
     assert "beside Training and Testing, notes is not read" in caplog.text
@@ -239,7 +239,7 @@ def test_oversized_and_broken_archive_members_are_skipped(tmp_path, caplog, monk
     sizes = sorted(info.file_size for info in zipfile.ZipFile(path).infolist())
     _picture(tmp_path / "set/train/a/0.png", 0, size=(90, 90))
     path = _zip(tmp_path / "set", path)
-    monkeypatch.setattr("ld3m.data.folder._MAX_MEMBER_BYTES", sizes[-1])
+    monkeypatch.setattr("ld3m.data.listing.MAX_FILE_BYTES", sizes[-1])
     assert len(load(path, resolution=8).train) == 7
     assert "the archive member unpacks to" in caplog.text
 

@@ -190,3 +190,27 @@ def test_without_a_cache_the_folder_for_temporary_files_is_named_by_its_variable
     room = rf"in {tmp_path}, where 0.0 GiB are free; name a folder with more room in the environment variable TMPDIR"
     with pytest.raises(DataError, match=room):
         allocate(2, 4, None)
+
+
+def test_pictures_too_large_to_decode_are_refused_by_their_size(monkeypatch):
+    monkeypatch.setattr(pixels, "_MOST_PIXELS", 99)
+    assert fit(Image.new("RGB", (9, 11)), 4).shape == (3, 4, 4)
+    with pytest.raises(ValueError, match="the picture has 10 × 10 pixels, more than 99 at once"):
+        fit(Image.new("RGB", (10, 10)), 4)
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
+    inside = []
+
+    class Lock:
+        def __enter__(self):
+            inside.append(1)
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(pixels, "_LARGE_PIXELS", 99)
+    monkeypatch.setattr(pixels, "_one_large", Lock())
+    for side in (9, 10):
+        fit(Image.new("RGB", (side, side)), 4)
+    assert len(inside) == 1

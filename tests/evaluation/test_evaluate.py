@@ -256,7 +256,7 @@ def test_data_that_does_not_fit_is_refused(toy, result):
     assert_refused(
         DataError, "has 3 classes, data .* has 2", result, replace(toy, train=two, class_names=("red", "green"))
     )
-    renamed = replace(toy, class_names=("red", "blue", "green"))
+    renamed = replace(toy, class_names=("red", "blue", "grey"))
     assert_refused(DataError, r"first 'green' and 'blue' \(2 of 3 differ\)", result, renamed)
     assert_refused(DataError, "no test split to evaluate on", result, replace(toy, test=None))
     assert_refused(DataError, "resolution 8, asked for is 16", (torch.rand(3, 3, 16, 16), torch.arange(3)), toy)

@@ -102,3 +102,12 @@ def test_names_that_differ_in_case_alone_are_different_classes():
         match_classes(prior(3, ("xX", "Xx", "b")), ("b", "X"), (None,) * 2, is_required=True)
     with pytest.raises(InputError, match=r"no class of prior matches \['xx'\]"):  # it may be either
         match_classes(prior(3, ("xX", "Xx", "b")), ("b", "xx"), (None,) * 2, is_required=True)
+
+
+def test_a_prior_that_names_the_classes_of_ilsvrc_matches_by_wnid_and_by_spelling():
+    from ld3m.data.ilsvrc import classes
+
+    names = tuple(name for _, name in classes())
+    known = prior(class_names=(*names[:3], "another spelling", *names[4:]))
+    assert match_classes(known, ("any", "golf_ball"), ("n01440764", None)) == [0, 574]
+    assert match_classes(prior(class_names=("b", "a") * 500), ("a",), ("n01440764",)) == [1]

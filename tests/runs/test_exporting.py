@@ -252,3 +252,17 @@ def test_what_a_killed_export_left_is_cleared_away(run, tmp_path):
     to = export(run, "safetensors", tmp_path / "set")
     assert sorted(os.listdir(to)) == ["README.md", "images.safetensors"]
     assert sorted(os.listdir(tmp_path)) == ["run", "set"]
+
+
+def test_the_hubs_loader_reads_one_split_whatever_the_classes_are_called(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = ("bullet train", "freight car", "test tube", "dev", "val 2", "fox-eval", "contrail")
+    images = torch.rand(14, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = Result(images, torch.arange(7).repeat_interleave(2), names, {}, {}, torch.zeros(3), torch.ones(3))
+    result.save(tmp_path / "run")
+    to = export(tmp_path / "run", "imagefolder", tmp_path / "set")
+    for how, options in ((str(to), {}), ("imagefolder", {"data_dir": str(to)})):
+        found = datasets.load_dataset(how, cache_dir=str(tmp_path / "cache" / str(len(options))), **options)
+        assert set(found) == {"train"}
+        folders = [found["train"].features["label"].names[label] for label in found["train"]["label"]]
+        assert sorted(name.replace("~", "") for name in folders) == sorted(names * 2)
