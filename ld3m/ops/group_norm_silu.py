@@ -89,7 +89,9 @@ def _group_norm_silu(
     if backend == "native":
         outputs = _empty_outputs(x, groups)
         pointers = [t.data_ptr() for t in (x, weight, bias, *outputs)]
-        native.group_norm_silu_fwd(*pointers, *_extents(x), groups, eps, silu, x.dtype == torch.bfloat16, torch.get_num_threads())
+        native.group_norm_silu_fwd(
+            *pointers, *_extents(x), groups, eps, silu, x.dtype == torch.bfloat16, torch.get_num_threads()
+        )
         return outputs
     if backend == "triton":
         from ld3m.kernels.group_norm_silu import group_norm_silu_fwd  # Triton may be absent
@@ -120,7 +122,9 @@ def _group_norm_silu_bwd(
     if backend == "native":
         grad_x = torch.empty_like(x)
         pointers = [t.data_ptr() for t in (grad, x, weight, bias, mean, rstd, grad_x)]
-        native.group_norm_silu_bwd(*pointers, *_extents(x), groups, silu, x.dtype == torch.bfloat16, torch.get_num_threads())
+        native.group_norm_silu_bwd(
+            *pointers, *_extents(x), groups, silu, x.dtype == torch.bfloat16, torch.get_num_threads()
+        )
         return grad_x
     if backend == "triton":
         from ld3m.kernels.group_norm_silu import group_norm_silu_bwd

@@ -207,7 +207,7 @@ def test_refuses_wrong_inputs(make):
 
 def test_refuses_backends_by_name(make):
     x, groups, weight, bias, _ = make(dtype=torch.float64)
-    with pytest.raises(BackendError, match="float32 and bfloat16 on cpu, got torch.float64"):
+    with pytest.raises(BackendError, match=r"float32 and bfloat16 on cpu, got torch\.float64"):
         group_norm_silu(x, groups, weight, bias, backend="native")
     assert supports("triton", x, weight, bias)
     assert supports("eager", x, weight, bias) == ""
