@@ -2,7 +2,7 @@
 
 #include "geglu.h"
 
-#include "lanes.h"
+#include "columns.h"
 
 namespace ld3m {
 namespace {
@@ -55,11 +55,6 @@ void backward_float(const float* grad, const float* halves, float* to, int64_t w
 LD3M_MULTIVERSION
 void backward_bfloat16(const BFloat16* grad, const BFloat16* halves, BFloat16* to, int64_t width) {
     backward(grad, halves, to, width);
-}
-
-template <typename T>
-T* at(uintptr_t pointer, int64_t offset) {
-    return reinterpret_cast<T*>(pointer) + offset;
 }
 
 }  // namespace

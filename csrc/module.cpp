@@ -23,6 +23,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("group_scores", &ld3m::group_scores, no_gil);
     m.def("instance_norm_relu_pool_fwd", &ld3m::instance_norm_relu_pool_fwd, no_gil);
     m.def("instance_norm_relu_pool_bwd", &ld3m::instance_norm_relu_pool_bwd, no_gil);
+    m.def("instance_norm_relu_pool_last_fwd", &ld3m::instance_norm_relu_pool_last_fwd, no_gil);
+    m.def("instance_norm_relu_pool_last_bwd", &ld3m::instance_norm_relu_pool_last_bwd, no_gil);
     m.def("nearest_code", &ld3m::nearest_code, no_gil);
     m.def("reverse_step_fwd", &ld3m::reverse_step_fwd, no_gil);
     m.def("reverse_step_bwd", &ld3m::reverse_step_bwd, no_gil);
