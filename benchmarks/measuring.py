@@ -6,8 +6,10 @@ A case is a dictionary of name, mode, shape, dtype, against, and of two function
     bytes            read and written by one call of ours
     images           made by one call of ours
     work             a function that does the work of ours without CUDA graphs, whose operations are counted
+    baseline_flop    of one call of the baseline, a matrix product: `ratio` is then the share of its rate
     tolerance        largest error that is let pass; None where the two are not to give the same tensors
     runs             timed runs of each
+    baseline_runs    of the baseline after each run of ours, one unless said
     context          a context manager inside which the baseline runs
 """
 
@@ -80,7 +82,7 @@ def measure(case: dict, device: torch.device, seconds: float, runs: int, kept: d
     while len(times["ours"]) < least or (time.perf_counter() < ended and len(times["ours"]) < 10 * least):
         times["ours"].append(clock(ours))
         with context():
-            times["baseline"].append(clock(baseline))
+            times["baseline"] += [clock(baseline) for _ in range(case.get("baseline_runs", 1))]
     # Another job on a shared CPU can only add time, so its smallest time is what a call takes; a GPU is not shared.
     summary = statistics.median if device.type == "cuda" else min
     best = {name: 1e3 * summary(values) for name, values in times.items()}
@@ -205,6 +207,10 @@ class _Flops(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._overloadpacket not in flop_registry:
+            with self:  # in inference mode convolutions and linear layers come whole
+                if (result := function.decompose(*args, **(kwargs or {}))) is not NotImplemented:
+                    return result
         result = function(*args, **(kwargs or {}))
         if formula := flop_registry.get(function._overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=result)
@@ -225,6 +231,9 @@ def rates(case: dict, row: dict, best: dict[str, float]) -> dict[str, float]:
         reference = {"gbs": "copy_gbs", "tflops": "matmul_tflops"}[name]
         if reference in best:
             found[f"{name}_share"] = rate / best[reference]
+    if "baseline_flop" in case:
+        found["gflop"] = found["tflops"] * seconds * 1e3
+        found["ratio"] = found["tflops"] * 1e12 / (case["baseline_flop"] / (row["baseline"] / 1e3))
     if "images" in case:
         found["images_s"] = case["images"] / seconds
     return found

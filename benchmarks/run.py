@@ -4,7 +4,8 @@
 
 "cpu" takes one thread and the smallest CPU time of interleaved runs, "gpu" the median of CUDA events; `ratio` is the
 baseline's time over ours. Each module of cases runs in a process of its own. "smoke" is everything in its smallest
-form. `--op` takes the rows whose names start with NAME. The official rows run a checkout of the original repositories,
+form. `--op` takes the rows whose names start with NAME. In rows `share/*` the baseline is a matrix product and `ratio`
+the share of its rate. The official rows run a checkout of the original repositories,
 which is not part of this one.
 """
 
@@ -46,6 +47,7 @@ MODULES = {op: (op,) for op in OPS} | {
     "main_job": ("main-job",),
     "iteration": ("iter/",),
     "sampling": ("sample/",),
+    "share": ("share/",),
 }
 SECONDS = {"cpu": 1.0, "gpu": 3.0, "smoke": 0.05}
 RUNS = {"cpu": 20, "gpu": 20, "smoke": 2}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.errors import BackendError, InputError
-from ld3m.ops.backends import choose, missing
+from ld3m.ops.backends import choose, missing, native
 
 LAST = torch.channels_last
 
@@ -25,9 +25,11 @@ def group_norm_silu_reference(
 
 def supports(backend: str, x: Tensor, weight: Tensor, bias: Tensor) -> str:
     """Say why `backend` cannot take these tensors; "" when it can."""
-    if backend == "native":
-        return "group_norm_silu has no native kernel"
-    return missing(backend, x)
+    if reason := missing(backend, x):
+        return reason
+    if backend == "native" and (not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16)):
+        return f"native is for float32 and bfloat16 on cpu, got {x.dtype} on {x.device.type}"
+    return ""
 
 
 def group_norm_silu(
@@ -49,7 +51,7 @@ def group_norm_silu(
         groups: divides C.
         weight, bias: (C,), frozen, of the dtype of x.
         silu: False leaves SiLU out. ATen's own normalisation has no channels_last on a GPU.
-        backend: "auto", "triton" or "eager".
+        backend: "auto", "native", "triton" or "eager".
 
     Returns:
         (B, C, H, W) in channels_last.
@@ -84,6 +86,13 @@ def _group_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and mean and 1 / std (B, groups), in float32 or better."""
+    if backend == "native":
+        outputs = _empty_outputs(x, groups)
+        pointers = [t.data_ptr() for t in (x, weight, bias, *outputs)]
+        native.group_norm_silu_fwd(
+            *pointers, *_extents(x), groups, eps, silu, x.dtype == torch.bfloat16, torch.get_num_threads()
+        )
+        return outputs
     if backend == "triton":
         from ld3m.kernels.group_norm_silu import group_norm_silu_fwd  # Triton may be absent
 
@@ -94,8 +103,7 @@ def _group_norm_silu(
 
 @_group_norm_silu.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, backend: str):
-    statistics = x.new_empty(len(x), groups, dtype=torch.promote_types(x.dtype, torch.float32))
-    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+    return _empty_outputs(x, groups)
 
 
 @torch.library.custom_op("ld3m::group_norm_silu_bwd", mutates_args=())
@@ -111,6 +119,13 @@ def _group_norm_silu_bwd(
     silu: bool,
     backend: str,
 ) -> Tensor:
+    if backend == "native":
+        grad_x = torch.empty_like(x)
+        pointers = [t.data_ptr() for t in (grad, x, weight, bias, mean, rstd, grad_x)]
+        native.group_norm_silu_bwd(
+            *pointers, *_extents(x), groups, silu, x.dtype == torch.bfloat16, torch.get_num_threads()
+        )
+        return grad_x
     if backend == "triton":
         from ld3m.kernels.group_norm_silu import group_norm_silu_bwd
 
@@ -131,6 +146,15 @@ def _group_norm_silu_bwd(
 @_group_norm_silu_bwd.register_fake
 def _(grad, x, weight, bias, mean, rstd, groups, eps, silu, backend) -> Tensor:
     return torch.empty_like(x)
+
+
+def _empty_outputs(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty(len(x), groups, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def _extents(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1]
 
 
 def _as_aten_takes(x: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ def supports(backend: str, x: Tensor, weight: Tensor, bias: Tensor) -> str:
     """Say why `backend` cannot take these tensors; "" when it can."""
     if reason := missing(backend, x):
         return reason
-    if backend == "native" and x.is_cpu and x.dtype != torch.float32:
-        return f"native is for float32 on cpu, got {x.dtype}"
+    is_right = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _layout(x) == torch.channels_last)
+    if backend == "native" and x.is_cpu and not is_right:
+        return f"native is for float32, and bfloat16 in channels_last, on cpu, got {x.dtype} {x.stride()}"
     if backend != "eager" and x.dtype not in _CODES:
         return f"{backend} is for float32, bfloat16 and float16, got {x.dtype}"
     return ""
@@ -42,7 +43,8 @@ def instance_norm_relu_pool(
 ) -> Tensor:
     """Normalise each channel of each image, scale and shift by channel, apply ReLU and halve the map by averaging.
 
-    Differentiable once, in all three tensors. Other layouts than contiguous (B, C, H, W) are copied into it first.
+    Differentiable once, in all three tensors. The native kernels of a CPU take channels_last as it is; all else is
+    copied into contiguous (B, C, H, W) first.
 
     Args:
         x: (B, C, H, W), H and W even.
@@ -58,8 +60,10 @@ def instance_norm_relu_pool(
         BackendError: the backend asked for cannot take the inputs.
     """
     _check(x, weight, bias, pool)
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     chosen = choose(backend, supports, x, weight, bias)
+    is_last = chosen == "native" and x.is_cpu and _layout(x) == torch.channels_last
+    x = x.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    weight, bias = weight.contiguous(), bias.contiguous()
     return _instance_norm_relu_pool(x, weight, bias, eps, pool, chosen)[0]
 
 
@@ -102,7 +106,13 @@ def _instance_norm_relu_pool(
             native.instance_norm_relu_pool_fwd_cuda(*pointers, *x.shape, eps, pool, _CODES[x.dtype], stream)
     else:
         pointers = [t.data_ptr() for t in (x, weight, bias, *outputs)]
-        native.instance_norm_relu_pool_fwd(*pointers, *x.shape, eps, pool, torch.get_num_threads())
+        if _layout(x) == torch.channels_last:
+            is_bfloat16 = x.dtype == torch.bfloat16
+            native.instance_norm_relu_pool_last_fwd(
+                *pointers, *x.shape, eps, pool, is_bfloat16, torch.get_num_threads()
+            )
+        else:
+            native.instance_norm_relu_pool_fwd(*pointers, *x.shape, eps, pool, torch.get_num_threads())
     return outputs
 
 
@@ -140,7 +150,11 @@ def _instance_norm_relu_pool_bwd(
             native.instance_norm_relu_pool_bwd_cuda(*pointers, *x.shape, pool, _CODES[x.dtype], stream)
     else:
         pointers = [t.data_ptr() for t in (grad, x, weight, bias, mean, rstd, sums, *outputs)]
-        native.instance_norm_relu_pool_bwd(*pointers, *x.shape, pool, torch.get_num_threads())
+        if _layout(x) == torch.channels_last:
+            is_bfloat16 = x.dtype == torch.bfloat16
+            native.instance_norm_relu_pool_last_bwd(*pointers, *x.shape, pool, is_bfloat16, torch.get_num_threads())
+        else:
+            native.instance_norm_relu_pool_bwd(*pointers, *x.shape, pool, torch.get_num_threads())
     return outputs
 
 
@@ -181,9 +195,16 @@ def _precise(statistics: Tensor) -> Tensor:
 
 def _empty_outputs(x: Tensor, pool: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, C, H, W = x.shape
-    out = x.new_empty(B, C, H // 2, W // 2) if pool else torch.empty_like(x)
+    size = (B, C, H // 2, W // 2) if pool else x.shape
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_layout(x))
     mean = x.new_empty(B, C, dtype=torch.promote_types(x.dtype, torch.float32))
     return out, mean, torch.empty_like(mean)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Return channels_last where x is in it and in no other."""
+    is_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -198,7 +219,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(
     ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor
 ) -> tuple[Tensor | None, ...]:  # mean and 1 / std never leave this file
-    grads = _instance_norm_relu_pool_bwd(grad.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
+    grad = grad.contiguous(memory_format=_layout(ctx.saved_tensors[0]))
+    grads = _instance_norm_relu_pool_bwd(grad, *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
     return *grads, None, None, None
 
 

@@ -65,6 +65,16 @@ def test_two_ops_run_on_the_native_backend(run_here, tmp_path):
     assert all(row["backend"] == "native" and row["error"] < 1e-5 for row in rows.values())
 
 
+def test_a_share_is_that_of_the_products_rate(tmp_path):
+    done = run("--suite", "smoke", "--op", "share/VGG11", "--json", str(tmp_path / "a.json"))
+    (row,) = rows_of(done, tmp_path / "a.json").values()
+    assert row["name"] == "share/VGG11-w0.5" and row["mode"] == "training"
+    rate, best = row["gflop"] / row["ours"], 2 * 64**3 / 1e9 / row["baseline"]
+    assert row["ratio"] == pytest.approx(rate / best)
+    # An image takes 77.3 MFLOP (VGG11 of half width), its step thrice that but for the gradient in the images.
+    assert row["gflop"] == pytest.approx(2 * 10 * (3 * 0.0773 - 0.0018) + 10 * 0.0773, rel=1e-3)
+
+
 def test_a_gpus_memory_is_that_of_one_side(monkeypatch):
     """A stand-in for the allocator: ours keeps 100 bytes from its first call on and takes 7 more in each, 5 and 3."""
     spec = importlib.util.spec_from_file_location("measuring", ROOT / "benchmarks" / "measuring.py")

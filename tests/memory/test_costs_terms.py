@@ -8,9 +8,9 @@ import torch
 
 from ld3m import networks
 from ld3m.errors import ConfigError
-from ld3m.matching import dc_loss
-from ld3m.memory.costs import Costs, Line
-from ld3m.memory.plan import Plan, Workload, plan_memory
+from ld3m.matching import Line, dc_loss
+from ld3m.memory import Plan, plan_memory
+from ld3m.memory.costs import Costs
 from ld3m.runtime.footprint import Pass
 
 COMMON = {"resolution": 16, "steps": 0, "budget": "1TB", "width": 8}
@@ -90,6 +90,6 @@ KEPT = Plan(1.0, 5, 10, None, None)
 def test_the_dearest_phase_is_the_peak(change, plan, phase, tiny_prior):
     """In units that can be added up by hand: four steps of ten images, micro-batches of five."""
     planner = plan_memory(tiny_prior, **COMMON, ipc=1, num_classes=10, algorithm="dc").planner
-    work = Workload(steps=4, ipc=1, num_classes=10, real_batch=64, algorithm="dc")
+    work = replace(planner.work, steps=4, ipc=1, num_classes=10, real_batch=64, algorithm="dc")
     planner = replace(planner, costs=replace(COSTS, **change), work=work)
     assert planner._rated(plan).peak_bytes == ALWAYS + phase

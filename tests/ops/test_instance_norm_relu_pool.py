@@ -78,6 +78,20 @@ def test_as_good_as_eager(shape, dtype, backend, make, compare):
     assert all(t.is_contiguous() for t in results)
 
 
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_channels_last(shape, dtype, pool, make, compare):
+    """The native kernels take that layout and keep it, forward and backward."""
+    inputs = make(SHAPES[shape], dtype, pool=pool)
+    x = inputs[0].detach().contiguous(memory_format=torch.channels_last)
+    if not x.is_cpu or x.is_contiguous():
+        pytest.skip("one layout")
+    y, grad, *_ = compare((x.requires_grad_(), *inputs[1:]), "native", pool)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert grad.stride() == x.stride()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", UNPOOLED)
 def test_without_pooling(shape, dtype, backend, make, compare):

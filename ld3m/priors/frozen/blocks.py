@@ -10,8 +10,8 @@ from functools import wraps
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from ld3m.ops.geglu import geglu, geglu_reference
 from ld3m.ops.group_norm_silu import group_norm_silu
 from ld3m.priors.architecture import DiffusersModule
 from ld3m.priors.frozen.attention import attention
@@ -100,29 +100,9 @@ class Blocks:
 
     def _feed_forward(self, block: DiffusersModule, x: Tensor) -> Tensor:
         halves = block.net[0].proj(x)
-        return block.net[2](_Geglu.apply(halves) if self.keep_less else _geglu(halves))
+        return block.net[2](geglu(halves) if self.keep_less else geglu_reference(halves))
 
 
 def _pointwise(layer: DiffusersModule, x: Tensor) -> Tensor:
     """Apply a 1×1 convolution, or the linear layer some models have in its place, to channels in the last axis."""
     return F.linear(x, layer.weight.flatten(1), layer.bias)
-
-
-def _geglu(halves: Tensor) -> Tensor:
-    value, gate = halves.chunk(2, -1)
-    return value * F.gelu(gate)
-
-
-class _Geglu(torch.autograd.Function):
-    """value · gelu(gate) of (…, 2 D) halves, which alone are kept."""
-
-    @staticmethod
-    def forward(ctx, halves: Tensor) -> Tensor:
-        ctx.save_for_backward(halves)
-        return _geglu(halves)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        value, gate = ctx.saved_tensors[0].chunk(2, -1)
-        return torch.cat([grad * F.gelu(gate), torch.ops.aten.gelu_backward(grad * value, gate)], -1)

@@ -10,7 +10,7 @@ from ld3m.priors.frozen.attention import BACKENDS
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """Switches of `Prior.set_execution`. None means: on a GPU, not on a CPU. All are exact to rounding.
+    """Switches of `Prior.set_execution`, all exact to rounding. None means: on, or for `cuda_graphs` on a GPU alone.
 
     Args:
         attention: "auto" (by device and shape), "sdpa", "xformers" or "bmm" (two products and a softmax).
@@ -40,5 +40,5 @@ class ExecutionConfig:
         """Return the switches with every None decided by the device."""
         if self.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs needs a prior on cuda, it is on {device.type}; leave cuda_graphs out")
-        undecided = [name for name in ("fused_norm", "channels_last", "cuda_graphs") if getattr(self, name) is None]
-        return replace(self, **dict.fromkeys(undecided, device.type == "cuda"))
+        decided = {"fused_norm": True, "channels_last": True, "cuda_graphs": device.type == "cuda"}
+        return replace(self, **{name: value for name, value in decided.items() if getattr(self, name) is None})

@@ -199,7 +199,7 @@ def test_switches_that_cannot_be_had_are_refused(tiny_prior):
 
 def test_defaults_by_device():
     exact = ExecutionConfig()
-    on_cpu = replace(exact, fused_norm=False, channels_last=False, cuda_graphs=False)
+    on_cpu = replace(exact, fused_norm=True, channels_last=True, cuda_graphs=False)
     assert exact.on(torch.device("cpu")) == on_cpu
     assert exact.on(torch.device("cuda")) == replace(exact, fused_norm=True, channels_last=True, cuda_graphs=True)
     assert replace(exact, channels_last=False).on(torch.device("cuda")).channels_last is False
