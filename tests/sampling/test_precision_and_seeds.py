@@ -25,10 +25,3 @@ def test_random_latents_are_drawn_for_that_purpose_alone():
     config = SampleConfig(selector="random", ipc=2)
     latents, _ = SELECTORS["random"].select(unit, config, 5, torch.device("cpu"))
     assert torch.equal(latents.latents, torch.randn(2, 3, 4, 4, generator=seeds.generator(5, "random")))
-
-
-def test_a_generator_follows_the_whole_purpose():
-    purposes = [(0,), (0, "noise"), (0, "noise", 1), (0, "noise", 2), (1, "noise", 1), (0, "kmeans"), ("noise", 0)]
-    first = [int(torch.randint(2**60, (), generator=seeds.generator(*purpose))) for purpose in purposes]
-    assert len(set(first)) == len(purposes)
-    assert first == [int(torch.randint(2**60, (), generator=seeds.generator(*purpose))) for purpose in purposes]
