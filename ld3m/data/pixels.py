@@ -79,6 +79,9 @@ def fit(image: Image.Image | np.ndarray, resolution: int, levels: Levels | None 
             if levels is None:
                 raise Unranged
             image = Image.fromarray(levels.apply(pixels))
+        coarser = min(image.size) // (4 * resolution)
+        if image.width * image.height > _LARGE_PIXELS and coarser > 1 and image.mode in ("L", "RGB", "RGBA"):
+            image = image.reduce(coarser)  # before there are copies of it; four times finer than what is wanted
         if orientation in _TURNS:
             image = image.transpose(_TURNS[orientation])
         if image.mode == "L" and image.size == (28, 28) and resolution == 32:
