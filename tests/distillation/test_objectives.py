@@ -14,7 +14,7 @@ from ld3m.distillation import job as preparation
 from ld3m.distillation import objectives
 from ld3m.distillation.job import objective_of, prepare
 from ld3m.distillation.objectives import ClassMatching, rows_of
-from ld3m.matching import dsa
+from ld3m.matching import dm, dsa
 from ld3m.spaces import latent
 
 STEPS, GUIDANCE, IPC = 3, 2.0, 2
@@ -153,8 +153,8 @@ def draws(monkeypatch, noise):
         seen["augmentation"].append(torch.cat([parameter.flatten().double() for parameter in drawn.parameters]))
         return drawn
 
-    dm_loss, plain_batch, dsa_draw = objectives.dm_loss, ImageSet.batch, dsa.draw
-    monkeypatch.setattr(objectives, "dm_loss", match)
+    dm_loss, plain_batch, dsa_draw = dm.dm_loss, ImageSet.batch, dsa.draw
+    monkeypatch.setattr(dm, "dm_loss", match)
     monkeypatch.setattr(ImageSet, "batch", batch)
     monkeypatch.setattr(objectives.dsa, "draw", draw)
     return seen
