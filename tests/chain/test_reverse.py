@@ -50,16 +50,16 @@ def test_value_and_gradients_are_those_of_plain_autograd(
         assert relative_error(grad, exact) <= EXACT
 
 
-@pytest.mark.parametrize("steps", [17, 24])
-def test_long_chains(priors, plain_chain, inputs, relative_error, steps):
-    """No longer ones: this prior of random weights amplifies rounding, at T = 30 to 3e-9 where it was seen to fail."""
+@pytest.mark.parametrize(("steps", "tolerance"), [(17, EXACT), (30, 1e-6)])
+def test_long_chains(priors, plain_chain, inputs, relative_error, steps, tolerance):
+    """This prior of random weights amplifies rounding, by what depends on the processor: 3e-9 was seen at T = 30."""
     prior = priors("unconditional")
     latents, _, noise, cotangent = inputs(prior, 1)
     got = ld3m.reverse_chain(prior, latents, steps=steps, noise=noise, retain=0.3)
     want = plain_chain(prior, latents, None, steps=steps, noise=noise)
-    assert relative_error(got, want.detach()) <= EXACT
+    assert relative_error(got, want.detach()) <= tolerance
     [got], [want] = (gradients(z, (latents,), cotangent) for z in (got, want))
-    assert relative_error(got, want) <= EXACT
+    assert relative_error(got, want) <= tolerance
 
 
 @pytest.mark.parametrize(("kind", "injection"), [("vq", "mean"), ("vq", "none"), ("dit", "x0")])
