@@ -104,9 +104,14 @@ def mtt_loss(
 
 
 def _way_back(
-    back: Callable, steps: list[_Step], pull: Weights, images: Tensor, lr: Tensor, exact: bool
+    back: Callable[..., tuple[Tensor, Tensor, Weights | None]],
+    steps: list[_Step],
+    pull: Weights,
+    images: Tensor,
+    lr: Tensor,
+    exact: bool,
 ) -> list[Tensor]:
-    """Return the derivatives in the images and in the learning rate; `pull` is the derivative in the last weights."""
+    """Return the derivatives in the images and in the learning rate; `pull` is that in the last weights."""
     d_images, d_lr = torch.zeros_like(images), torch.zeros_like(lr)
     for step in reversed(steps):
         with replayed(step.rng):
@@ -114,7 +119,7 @@ def _way_back(
         (d_pixels,) = torch.autograd.grad(step.views, step.pixels, -lr * d_views)
         d_images.index_add_(0, step.picks, d_pixels)
         d_lr -= slope
-        if exact:
+        if d_weights is not None:  # exact
             pull = {name: p - lr * d_weights[name] for name, p in pull.items()}
     return [d_images, d_lr]
 
