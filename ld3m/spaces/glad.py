@@ -73,6 +73,7 @@ class GladSpace:
 class GladSetup:
     """How a distillation in this space is set up."""
 
+    settings = frozenset({"memory_budget", "retain", "layer", "lr_codes"})
     has_chain = False
     gpu_dtype = "float32"  # the filters would be rounded as well
 
@@ -82,6 +83,8 @@ class GladSetup:
         return load_stylegan(given or generator_name(config), device=device, dtype=config.dtype or "float32")
 
     def check(self, config: ResolvedDistillConfig, prior: StyleGAN) -> None:
+        if config.init == "kmeans":
+            raise ConfigError("init 'kmeans' needs an encoder, which space 'glad' has not; take 'real' or 'noise'")
         layer, num_layers = layer_of(config), len(prior.layers)
         if not 0 <= layer < num_layers:
             raise ConfigError(

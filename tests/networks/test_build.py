@@ -33,7 +33,7 @@ def test_convnet_depth_follows_resolution(resolution, depth):
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
-@pytest.mark.parametrize("name", networks.NAMES[:5])
+@pytest.mark.parametrize("name", list(networks.NETWORKS)[:5])
 def test_half_width(name, resolution):
     full = networks.blueprint(name, num_classes=5, resolution=resolution)
     half = networks.build(f"{name}-w0.5", num_classes=5, resolution=resolution, generator=torch.Generator())
