@@ -1,4 +1,4 @@
-"""Which folders are splits and which are classes, by their names and by what they hold."""
+"""Splits and classes among folders, by their names and by what they hold."""
 
 import itertools
 import logging
@@ -65,7 +65,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the training classes and, in order of preference, the candidates for a test split lie below `top`."""
+    """The places below `top` of training classes and, in order of preference, of candidates for a test split."""
 
     top: Parts
     train: Parts

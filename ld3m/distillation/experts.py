@@ -171,16 +171,16 @@ def _train_epoch(
 ) -> float:
     """Run one epoch of SGD in place; return the mean loss over batches."""
     device, model = next(network.parameters()).device, networks.fused(network)
-    optimiser = torch.optim.SGD(network.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     losses = []
     for indices in torch.randperm(len(dataset.train), generator=generator).split(batch_size):
-        images = dataset.normalise(dataset.train.batch(indices, device))
+        images = dataset.normalize(dataset.train.batch(indices, device))
         if augment:
             images = dsa.augment(images, generator)
         loss = F.cross_entropy(model(images), dataset.train.labels[indices].to(device))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
 

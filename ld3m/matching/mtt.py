@@ -29,7 +29,7 @@ Augment = Callable[[Tensor, int], Tensor]
 
 
 class _Step(NamedTuple):
-    """What the way back needs of one student step."""
+    """A student step, as the way back needs it."""
 
     weights: Weights  # before the step
     labels: Tensor

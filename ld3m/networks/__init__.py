@@ -12,12 +12,12 @@ from ld3m.errors import ConfigError
 from ld3m.networks.alexnet import AlexNet
 from ld3m.networks.convnet import ConvNet
 from ld3m.networks.fused import fused
-from ld3m.networks.initialise import initialise
+from ld3m.networks.initialize import initialize
 from ld3m.networks.resnet import ResNet18
 from ld3m.networks.vgg import VGG11
 from ld3m.networks.vit import ViT
 
-__all__ = ["NETWORKS", "base_name", "blueprint", "build", "fused", "initialise"]
+__all__ = ["NETWORKS", "base_name", "blueprint", "build", "fused", "initialise", "initialize"]
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], set[str]]] = {
     "ConvNet": (ConvNet, {"width", "depth", "norm"}),
@@ -31,6 +31,8 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], set[str]]] = {
     "ViTCIFAR": (partial(ViT, patch=4, depth=6, layer_norm=True), {"depth"}),
 }
 """By name: what is called as (num_classes, resolution, scale=..., **options), and the options of `build` it takes."""
+
+initialise = initialize  # deprecated name
 
 
 def build(
@@ -59,7 +61,7 @@ def build(
         ConfigError: an unknown name, a resolution or an option that the network does not take.
     """
     network = blueprint(name, num_classes=num_classes, resolution=resolution, width=width, depth=depth, norm=norm)
-    return initialise(network.to_empty(device="cpu"), generator)
+    return initialize(network.to_empty(device="cpu"), generator)
 
 
 def blueprint(

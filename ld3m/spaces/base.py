@@ -37,7 +37,7 @@ class Space(Protocol):
 
 
 class SpaceSetup(Protocol[AnyPrior]):
-    """How a distillation in a space is set up, in the order of the methods.
+    """The set-up of a distillation in a space, in the order of the methods.
 
     `settings` names the fields of the config that not every space takes and this one does; `has_chain` says whether the
     reverse chain is run, `gpu_dtype` what the prior's weights are on a GPU by default.

@@ -107,7 +107,7 @@ class LatentSpace:
 
 
 class LatentSetup(DiffusionSetup):
-    """How a distillation in one of these two spaces is set up."""
+    """The set-up of a distillation in one of these two spaces."""
 
     def __init__(self, *, has_chain: bool) -> None:
         self.has_chain = has_chain
