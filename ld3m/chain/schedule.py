@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ld3m.config import is_count
 from ld3m.errors import ConfigError, InputError
 
 INJECTIONS = ("x0", "mean", "none")
@@ -50,7 +51,7 @@ class ChainTable:
 
 def check_steps(steps: object) -> int:
     """Return `steps`, or raise when it is not a number of steps that a chain can have."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
+    if not is_count(steps, 1, 1000):
         raise InputError(f"steps is a whole number from 1 to 1000, got {steps!r}")
     return steps
 

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from ld3m.errors import ConfigError
 
@@ -16,9 +17,9 @@ def one_of(value: object, argument: str, valid: Iterable[str]) -> None:
         raise ConfigError(f"{argument} is one of {', '.join(names)}; got {value!r}{hint}")
 
 
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether a value is a whole number from `least` on; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_count(value: object, least: int = 1, most: float = math.inf) -> TypeGuard[int]:
+    """Whether a value is a whole number from `least` to `most`; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def check_count(value: object, argument: str, least: int = 1, reason: str = "") -> None:

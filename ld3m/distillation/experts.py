@@ -67,14 +67,9 @@ def train_experts(
     size: dict[str, Any] = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
     plan = networks.blueprint(network, width=width, **size)
     recipe = {
-        "data": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "augment": augment,
-        "seed": seed,
-    }
+        "data": dataset.name, "fingerprint": dataset.fingerprint,
+        "epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment, "seed": seed,
+    }  # fmt: skip
     metadata = _describe(plan, network, **size) | {key: str(value) for key, value in recipe.items()}
 
     files = [Path(folder) / f"expert-{index:05d}.safetensors" for index in range(num_experts)]

@@ -86,9 +86,7 @@ def mtt_loss(
     for number, index in enumerate(batches):
         index = index.to(device)
         pixels = images.detach()[index].requires_grad_(differentiate)
-        views = pixels if augment is None else augment(pixels, number)
-        if views.shape != pixels.shape:
-            raise InputError(f"augment must keep the shape {tuple(pixels.shape)}, got {tuple(views.shape)}")
+        views = _augmented(pixels, number, augment)
         step = _Step(weights, labels[index], index, pixels, views, rng_state(network, images))
         with clear_network_errors("mtt_loss", network, views, step.labels):
             slopes = forth(network, weights, views.detach(), step.labels)
@@ -101,6 +99,13 @@ def mtt_loss(
     pull = {name: 2 * (weight - goal[name]) / distance for name, weight in weights.items()}
     found = _way_back(partial(back, network), steps, pull, images, lr, unroll == "exact")
     return with_gradients(loss, [images, student_lr], found)
+
+
+def _augmented(pixels: Tensor, number: int, augment: Augment | None) -> Tensor:
+    views = pixels if augment is None else augment(pixels, number)
+    if views.shape != pixels.shape:
+        raise InputError(f"augment must keep the shape {tuple(pixels.shape)}, got {tuple(views.shape)}")
+    return views
 
 
 def _way_back(
