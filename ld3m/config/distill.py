@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
-from ld3m.config.checks import check_finite, check_fraction, check_positive
+from ld3m.config.checks import check_finite, check_fraction, check_positive, check_steps
 from ld3m.config.fields import fits, unset
 from ld3m.config.presets import PRESETS
 from ld3m.config.run import Dtype, RunConfig
@@ -100,8 +100,8 @@ class DistillConfig(RunConfig):
         if not self.learn or not set(self.learn) <= set(LEARNABLE):
             raise ConfigError(f"learn names one or both of {', '.join(LEARNABLE)}; got {list(self.learn)}")
         self.check_counts(*_COUNTS)
-        if self.steps is not None and self.steps > 1000:
-            raise ConfigError(f"steps is a whole number from 1 to 1000, got {self.steps}")
+        if self.steps is not None:
+            check_steps(self.steps)
         for name in ("lr", "lr_codes", "student_lr"):
             if (value := getattr(self, name)) is not None:
                 check_positive(value, name)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ld3m import networks
+from ld3m.config import check_above_zero
 from ld3m.data import Dataset
 from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
@@ -59,9 +60,7 @@ def train_experts(
         ConfigError: the folder has experts from other settings.
         NumericsError: an expert diverged; those before it are stored.
     """
-    for name, value in (("num_experts", num_experts), ("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-        if not value > 0:
-            raise ConfigError(f"{name} must be above 0, got {value}")
+    check_above_zero(num_experts=num_experts, epochs=epochs, batch_size=batch_size, lr=lr)
     require_writable(Path(folder), "choose another folder for the experts")
     device = resolve_device(device)
     size: dict[str, Any] = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
