@@ -36,9 +36,6 @@ class Tree:
         """Return the folders below `top` that hold pictures, read or passed over."""
         return [name for name in self.children(top) if (*top, name) in self.pictures]
 
-    def direct(self, top: Parts) -> list[File]:
-        return [file for file in self.listing.pictures if file.parts[:-1] == top]
-
     def below(self, top: Parts) -> list[File]:
         return [file for file in self.listing.pictures if file.parts[: len(top)] == top]
 

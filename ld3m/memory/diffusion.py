@@ -114,6 +114,7 @@ class DiffusionPlanner:
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
+        """Return the plan of `plan_memory` within a budget in bytes; raise where not even the smallest fits."""
         smallest = self.smallest
         if smallest.peak_bytes > budget:
             raise ConfigError(

@@ -66,6 +66,7 @@ class GladPlanner:
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
+        """Return the plan with the most images kept within a budget in bytes; raise where not even one image fits."""
         fitting = (budget - self.resident) // self.image_bytes
         if fitting < 1:
             raise ConfigError(
