@@ -54,7 +54,7 @@ VARIANTS = {
         "moments": {"selector": "moments"},
         "noised k-means": {"selector": "kmeans"},
         "ld3m": {},
-        "ld3m from k-means": {"init": "kmeans"},  # which, for several images a class, are not those of the baseline
+        "ld3m from k-means": {"init": "kmeans"},  # which, for several images per class, are not those of the baseline
         "ld3m, dm, from k-means": {"algorithm": "dm", "init": "kmeans"},
     },
 }

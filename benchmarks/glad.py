@@ -118,15 +118,15 @@ def iteration(
     """
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1).to(features) for values in (mean, std))
 
-    def normalised(features: Tensor, codes: Tensor) -> Tensor:
+    def normalized(features: Tensor, codes: Tensor) -> Tensor:
         return ((generate(generator, features, codes, layer) + 1) / 2 - mean) / std
 
     parts = list(zip(features.detach().split(split), codes.detach().split(split), strict=True))
     with torch.no_grad():
-        images = torch.cat([normalised(*part) for part in parts])
+        images = torch.cat([normalized(*part) for part in parts])
     grads = []
     for part, cotangent in zip(parts, image_gradient(images).split(split), strict=True):
         leaves = [tensor.requires_grad_() for tensor in part]
-        grads.append(torch.autograd.grad(normalised(*leaves), leaves, cotangent))
+        grads.append(torch.autograd.grad(normalized(*leaves), leaves, cotangent))
     of_features, of_codes = zip(*grads, strict=True)
     return torch.cat(of_features), torch.cat(of_codes)

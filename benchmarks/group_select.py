@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ld3m.ops.group_select import WEIGHTS, group_select
 
-SHAPES = {  # groups, images a class, coordinates: latents of the embedded prior, and of one of 256 px
+SHAPES = {  # groups, images per class, coordinates: latents of the embedded prior, and of one of 256 px
     "cpu": [(10_000, 10, 192), (1000, 10, 4096)],
     "gpu": [(10_000, 10, 192), (10_000, 10, 4096), (10_000, 50, 4096), (100_000, 10, 4096)],
     "smoke": [(50, 3, 16)],

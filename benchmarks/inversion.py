@@ -1,10 +1,10 @@
-"""What inversion through the embedded prior gives: how well images come back, and how normal the inverted latents are.
+"""Inversion through the embedded prior: how well images come back, and how normal the inverted latents are.
 
     python benchmarks/inversion.py [--out benchmarks/results]
 
 reconstruction: relative L2 error of the latents after inversion to timestep 600 and sampling back with the same
-guidance, by the number of steps, on 2 training images a class; "published" is `compat="d3hr"`.
-normality: inverted latents of 50 training images a class at every point of a grid of 25, by the guidance of the
+guidance, by the number of steps, on 2 training images per class; "published" is `compat="d3hr"`.
+normality: inverted latents of 50 training images per class at every point of a grid of 25, by the guidance of the
 inversion, and the same latents noised with fresh noise. Deviations are those from the class's mean, per coordinate;
 skewness, excess kurtosis and the Kolmogorov-Smirnov distance to N(0, 1) are those of latents standardised by class, per
 coordinate over all classes. What a Gaussian sample of the same size gives stands beside them.

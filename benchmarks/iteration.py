@@ -25,7 +25,7 @@ from ld3m.spaces import LatentSpace
 NUM_CLASSES = 10
 SPLIT = 10  # images that the released schemes generate at once
 GLAD = {128: "random:stylegan-xl-128", 256: "random:stylegan-xl-256"}
-CASES = {  # algorithm, resolution, steps, images a class
+CASES = {  # algorithm, resolution, steps, images per class
     "gpu": [
         *((algorithm, 128, 10, ipc) for algorithm in ("dc", "dm", "mtt") for ipc in (1, 10)),
         *((algorithm, 256, 20, 1) for algorithm in ("dc", "dm", "mtt")),
@@ -170,13 +170,13 @@ def released_space(job: Job) -> ReleasedSpace:
 def released_iteration(space: ReleasedSpace, objective: ClassMatching | TrajectoryMatching) -> None:
     """Generate, differentiate the loss at the images, generate again and back-propagate."""
     rows = torch.arange(len(space.parameters["latents"]), device=objective.device).split(SPLIT)
-    normalise = objective.dataset.normalise
+    normalize = objective.dataset.normalize
     with official.checkpointed_transformer_blocks(space.prior):
         with torch.no_grad():
-            images = torch.cat([normalise(space.render(part, (0,))) for part in rows])
+            images = torch.cat([normalize(space.render(part, (0,))) for part in rows])
         cotangents = image_gradient(objective, images).split(SPLIT)
         for part, cotangent in zip(rows, cotangents, strict=True):
-            normalise(space.render(part, (0,))).backward(cotangent)
+            normalize(space.render(part, (0,))).backward(cotangent)
 
 
 def image_gradient(objective: ClassMatching | TrajectoryMatching, images: Tensor, *, is_glad: bool = False) -> Tensor:

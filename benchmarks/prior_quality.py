@@ -33,7 +33,7 @@ PROTOCOL = Protocol(name="prior-quality", networks=("ConvNet",), recipes={"ConvN
 def fitted(dataset: Dataset, images: Tensor, labels: Tensor, seed: int) -> nn.Module:
     draw = seeds.generator(seed, "prior quality")
     network = networks.build("ConvNet", num_classes=10, resolution=32, width=64, generator=draw)
-    train(network, dataset.normalise(images), labels, PROTOCOL, RECIPE, draw)
+    train(network, dataset.normalize(images), labels, PROTOCOL, RECIPE, draw)
     return network
 
 
@@ -50,12 +50,12 @@ def main() -> None:
     images = dataset.train.batch(torch.arange(len(dataset.train)))
     judge = fitted(dataset, images, dataset.train.labels, seed=0)
     real_accuracy = accuracy(judge, dataset)
-    print(f"ConvNet on {per_class} real images a class: {real_accuracy:.1f} % on the test split", flush=True)
+    print(f"ConvNet on {per_class} real images per class: {real_accuracy:.1f} % on the test split", flush=True)
 
     ids = torch.arange(10).repeat_interleave(100)
     guided = sample_images(prior, ids, seeds.generator(1, "guided"), steps=20, guidance_scale=3.0)
     with torch.no_grad():
-        found = judge.eval()(dataset.normalise(guided)).argmax(1)
+        found = judge.eval()(dataset.normalize(guided)).argmax(1)
     typical = [100 * (found[ids == k] == k).float().mean().item() for k in range(10)]
     print(f"typical: {sum(typical) / 10:.1f} % of guided samples in their class", flush=True)
 

@@ -45,7 +45,7 @@ def chain() -> str:
         f"| ld3m, nothing kept | {seconds['recompute']:.2f} | ×{ratios['recompute']:.2f} faster | {growth:+.1f} % |",
         f"| ld3m, everything kept | {seconds['retain']:.2f} | ×{ratios['retain']:.2f} faster | linear in T |",
         *(
-            f"| … with the prior streamlined, {kept} kept | {seconds[name]:.2f} | ×{ratios[name]:.2f} faster | |"
+            f"| … with the frozen networks, {kept} kept | {seconds[name]:.2f} | ×{ratios[name]:.2f} faster | |"
             for kept, name in (("nothing", "recompute, streamlined"), ("everything", "retain, streamlined"))
         ),
     ]

@@ -1,4 +1,4 @@
-"""Which share of the rate of a matrix product whole iterations and trainings reach on one thread.
+"""The share of the rate of a matrix product that whole iterations and trainings reach on one thread.
 
 `share/{dc,dm,mtt,autoencoder,pixel}` is an iteration of `ld3m distill` on the embedded set, `share/sample` a set of
 `ld3m sample`, `share/NETWORK` a training under `quick`: its first tenth, and a tenth of its test. `ratio` is the share:

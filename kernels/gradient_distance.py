@@ -17,7 +17,7 @@ LAYERS = 32  # of a launch; their pointers are arguments of the kernel, of which
 @triton.jit
 def gradient_distance_kernel(
     own, target, direction, losses,
-    STARTS: tl.constexpr, WIDTHS: tl.constexpr, EPSILON: tl.constexpr, DIRECTION: tl.constexpr, BLOCK: tl.constexpr,
+    STARTS: tl.constexpr, WIDTHS: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Leave 1 - ⟨a, b⟩ / (|a| |b| + ε) of each row, and its derivative in a; layer i has rows from STARTS[i] on."""
     row = tl.program_id(0)
@@ -45,20 +45,19 @@ def gradient_distance_kernel(
     other = tl.sqrt_rn(tl.sum(bb, axis=0))
     product = length * other + EPSILON
     tl.store(losses + row, 1 - dot / product)
-    if DIRECTION:
-        along = dot * other / (product * product) / tl.where(length > 0, length, 1.0)  # dot is 0 where length is
-        for first in range(0, width, BLOCK):  # a row of 8 KB is still in the cache
-            columns = first + tl.arange(0, BLOCK)
-            x = tl.load(a + columns, mask=columns < width, other=0.0).to(tl.float32)
-            y = tl.load(b + columns, mask=columns < width, other=0.0).to(tl.float32)
-            tl.store(d + columns, (along * x - y / product).to(d.dtype.element_ty), mask=columns < width)
+    along = dot * other / (product * product) / tl.where(length > 0, length, 1.0)  # dot is 0 where length is
+    for first in range(0, width, BLOCK):  # a row of 8 KB is still in the cache
+        columns = first + tl.arange(0, BLOCK)
+        x = tl.load(a + columns, mask=columns < width, other=0.0).to(tl.float32)
+        y = tl.load(b + columns, mask=columns < width, other=0.0).to(tl.float32)
+        tl.store(d + columns, (along * x - y / product).to(d.dtype.element_ty), mask=columns < width)
 
 
 def gradient_distance_fwd(
-    own: list[Tensor], target: list[Tensor], epsilon: float, with_direction: bool
+    own: list[Tensor], target: list[Tensor], epsilon: float
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Return the losses of each layer's rows, and the derivative in `own` or an empty list; all is contiguous."""
-    direction = [torch.empty_like(a) for a in own] if with_direction else []
+    """Return the losses of each layer's rows, and the derivative in `own`; all is contiguous."""
+    direction = [torch.empty_like(a) for a in own]
     rows = sum(len(a) for a in own)
     losses = own[0].new_empty(rows, dtype=torch.float32)
     first = 0
@@ -69,8 +68,8 @@ def gradient_distance_fwd(
             widths = [a[0].numel() if len(a) else 0 for a in own[these]]
             with torch.cuda.device_of(losses):
                 gradient_distance_kernel[(starts[-1],)](
-                    tuple(own[these]), tuple(target[these]), tuple((direction or own)[these]), losses[first:],
-                    STARTS=starts[:-1], WIDTHS=tuple(widths), EPSILON=epsilon, DIRECTION=with_direction,
+                    tuple(own[these]), tuple(target[these]), tuple(direction[these]), losses[first:],
+                    STARTS=starts[:-1], WIDTHS=tuple(widths), EPSILON=epsilon,
                     BLOCK=min(max(triton.next_power_of_2(max(widths)), 32), 1024), num_warps=4, enable_fp_fusion=True,
                 )  # fmt: skip
         first += starts[-1]

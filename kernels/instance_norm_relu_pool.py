@@ -15,7 +15,7 @@ WARPS = 8
 
 @triton.jit
 def _offsets(start, windows, width, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the pixels of a block of windows lie in their plane, and which of them are inside."""
+    """The places of a block of windows' pixels in their plane, and whether each is inside."""
     window = (start + tl.arange(0, BLOCK))[:, None]
     pixel = tl.arange(0, WINDOW)[None, :]
     if WINDOW == 4:

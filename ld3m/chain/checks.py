@@ -1,9 +1,8 @@
 """Checks of the inputs that every chain has."""
 
-import math
-
 from torch import Tensor
 
+from ld3m.config import check_finite
 from ld3m.errors import InputError
 from ld3m.priors.base import Prior
 
@@ -30,5 +29,4 @@ def check_inputs(
         )
     if micro_batch is not None and micro_batch < 1:
         raise InputError(f"micro_batch is at least 1 image, got {micro_batch!r}")
-    if not math.isfinite(guidance_scale):
-        raise InputError(f"guidance_scale is a finite number, got {guidance_scale!r}")
+    check_finite(guidance_scale, "guidance_scale", InputError)

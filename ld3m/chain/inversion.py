@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ld3m.chain.checks import check_inputs
-from ld3m.chain.schedule import check_steps, ddim_scalars, leading_timesteps
+from ld3m.chain.schedule import ddim_scalars, leading_timesteps
+from ld3m.config import check_steps, is_count
 from ld3m.errors import ConfigError, InputError
 from ld3m.ops.reverse_step import reverse_step
 from ld3m.priors.base import Prior
@@ -239,7 +240,8 @@ def _placed(
 
 
 def _check_step(name: str, step: object, steps: int, lowest: int = 1) -> int:
-    if isinstance(step, bool) or not isinstance(step, int) or not lowest <= step < check_steps(steps):
+    check_steps(steps, error=InputError)
+    if not is_count(step, lowest, steps - 1):
         raise InputError(
             f"{name} is a point of the grid of {steps} steps, {lowest} to {steps - 1}; got {step!r}. "
             f"Choose one of them, or more steps"

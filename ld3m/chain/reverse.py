@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from ld3m.chain.checks import check_inputs
 from ld3m.chain.schedule import ChainTable, Schedule, chain_table
+from ld3m.config import check_fraction
 from ld3m.errors import InputError
 from ld3m.ops.reverse_step import reverse_step, reverse_step_vjp
 from ld3m.priors.base import Prior
@@ -226,5 +227,4 @@ def _check(latents: Tensor, noise: Tensor, retain: float) -> None:
             f"noise is like latents {tuple(latents.shape)} {latents.dtype}, got {tuple(noise.shape)} {noise.dtype}; "
             "draw it with torch.randn_like(latents)"
         )
-    if not 0.0 <= retain <= 1.0:
-        raise InputError(f"retain is a fraction from 0 to 1, got {retain!r}")
+    check_fraction(retain, "retain", InputError)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ld3m.config import check_steps
 from ld3m.errors import ConfigError, InputError
 
 INJECTIONS = ("x0", "mean", "none")
@@ -48,22 +49,16 @@ class ChainTable:
     injected: tuple[float, ...]
 
 
-def check_steps(steps: object) -> int:
-    """Return `steps`, or raise when it is not a number of steps that a chain can have."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
-        raise InputError(f"steps is a whole number from 1 to 1000, got {steps!r}")
-    return steps
-
-
 def timesteps(steps: int) -> tuple[int, ...]:
     """Return τ_i = min(1 + ⌊1000 i / T⌋, 999) for i = 0 … T−1: CompVis's "uniform" steps where T divides 1000."""
-    check_steps(steps)
+    check_steps(steps, error=InputError)
     return tuple(min(1 + 1000 * i // steps, 999) for i in range(steps))
 
 
 def leading_timesteps(steps: int) -> tuple[int, ...]:
     """Return t_i = i ⌊1000/N⌋ for i = 0 … N−1: the "leading" spacing, which starts at 0."""
-    return tuple(i * (1000 // check_steps(steps)) for i in range(steps))
+    check_steps(steps, error=InputError)
+    return tuple(i * (1000 // steps) for i in range(steps))
 
 
 def injection_weights(steps: int, schedule: Schedule) -> tuple[float, ...]:

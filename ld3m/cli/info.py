@@ -75,6 +75,6 @@ def _facts() -> dict[str, str]:
         "backends": "; ".join(f"{name}: {text}" for name, text in describe().items()),
         "priors": ", ".join(NAMES) + ", a CompVis or DiT checkpoint, a diffusers folder, a hub id",
         "generators": ", ".join(GENERATORS) + ", a .safetensors file (space glad)",
-        "networks": ", ".join(networks.NAMES),
+        "networks": ", ".join(networks.NETWORKS),
         "protocols": ", ".join(PROTOCOLS),
     }

@@ -1,6 +1,16 @@
 """Settings of every command: what a user may say, presets for the rest, and checks of both."""
 
-from ld3m.config.checks import check_count, check_epochs, check_finite, check_fraction, check_positive, is_count, one_of
+from ld3m.config.checks import (
+    check_above_zero,
+    check_count,
+    check_epochs,
+    check_finite,
+    check_fraction,
+    check_positive,
+    check_steps,
+    is_count,
+    one_of,
+)
 from ld3m.config.distill import INITS, DistillConfig, ResolvedDistillConfig, resolve
 from ld3m.config.evaluate import EvaluateConfig
 from ld3m.config.fields import Config, Settings, build, differences, read_yaml, to_plain, to_yaml
@@ -12,6 +22,7 @@ from ld3m.config.training import ExpertTraining, TeacherTraining
 __all__ = [
     "INITS", "PRESETS", "Config", "DistillConfig", "EvaluateConfig", "ExpertTraining",
     "ResolvedDistillConfig", "ResolvedSampleConfig", "RunConfig", "SampleConfig", "Settings", "TeacherTraining",
-    "build", "check_count", "check_epochs", "check_finite", "check_fraction", "check_positive", "differences",
+    "build", "check_above_zero", "check_count", "check_epochs", "check_finite", "check_fraction", "check_positive",
+    "check_steps", "differences",
     "is_count", "one_of", "read_yaml", "resolve", "to_plain", "to_yaml",
 ]  # fmt: skip

@@ -1,10 +1,14 @@
-"""Checks of single values: choices, counts, numbers. Each raises one sentence that names the setting."""
+"""Checks of single values: choices, counts, numbers. Each raises one sentence that names the setting or argument.
+
+`error` is the class that is raised: ConfigError for settings, InputError for arguments of a function of tensors.
+"""
 
 import difflib
 import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
-from ld3m.errors import ConfigError
+from ld3m.errors import ConfigError, Ld3mError
 
 
 def one_of(value: object, argument: str, valid: Iterable[str]) -> None:
@@ -16,15 +20,21 @@ def one_of(value: object, argument: str, valid: Iterable[str]) -> None:
         raise ConfigError(f"{argument} is one of {', '.join(names)}; got {value!r}{hint}")
 
 
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether a value is a whole number from `least` on; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_count(value: object, least: int = 1, most: float = math.inf) -> TypeGuard[int]:
+    """Whether a value is a whole number from `least` to `most`; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def check_count(value: object, argument: str, least: int = 1, reason: str = "") -> None:
     """Raise unless a value is a whole number from `least` on; the reason for the limit is added to the message."""
     if not is_count(value, least):
         raise ConfigError(f"{argument} is a whole number, at least {least}{reason}; got {value!r}")
+
+
+def check_steps(value: object, least: int = 1, error: type[Ld3mError] = ConfigError) -> None:
+    """Raise unless a value is a number of steps that a chain can have."""
+    if not is_count(value, least, 1000):
+        raise error(f"steps is a whole number from {least} to 1000, got {value!r}")
 
 
 def check_epochs(value: object, argument: str) -> None:
@@ -38,13 +48,20 @@ def check_positive(value: float, argument: str) -> None:
         raise ConfigError(f"{argument} is a number above 0, got {value!r}")
 
 
-def check_finite(value: float, argument: str) -> None:
+def check_above_zero(**values: float) -> None:
+    """Raise unless all of these settings are above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{name} must be above 0, got {value}")
+
+
+def check_finite(value: float, argument: str, error: type[Ld3mError] = ConfigError) -> None:
     """Raise for NaN and infinite numbers."""
     if not math.isfinite(value):
-        raise ConfigError(f"{argument} is a finite number, got {value!r}")
+        raise error(f"{argument} is a finite number, got {value!r}")
 
 
-def check_fraction(value: float, argument: str) -> None:
+def check_fraction(value: float, argument: str, error: type[Ld3mError] = ConfigError) -> None:
     """Raise unless a number is from 0 to 1."""
     if not 0 <= value <= 1:
-        raise ConfigError(f"{argument} is a fraction from 0 to 1, got {value!r}")
+        raise error(f"{argument} is a fraction from 0 to 1, got {value!r}")

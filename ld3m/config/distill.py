@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
-from ld3m.config.checks import check_finite, check_fraction, check_positive
+from ld3m.config.checks import check_finite, check_fraction, check_positive, check_steps
 from ld3m.config.fields import fits, unset
 from ld3m.config.presets import PRESETS
 from ld3m.config.run import Dtype, RunConfig
@@ -97,13 +97,11 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init == "kmeans" and self.space == "glad":
-            raise ConfigError("init 'kmeans' needs an encoder, which space 'glad' has not; take 'real' or 'noise'")
         if not self.learn or not set(self.learn) <= set(LEARNABLE):
             raise ConfigError(f"learn names one or both of {', '.join(LEARNABLE)}; got {list(self.learn)}")
         self.check_counts(*_COUNTS)
-        if self.steps is not None and self.steps > 1000:
-            raise ConfigError(f"steps is a whole number from 1 to 1000, got {self.steps}")
+        if self.steps is not None:
+            check_steps(self.steps)
         for name in ("lr", "lr_codes", "student_lr"):
             if (value := getattr(self, name)) is not None:
                 check_positive(value, name)
@@ -112,12 +110,6 @@ class DistillConfig(RunConfig):
             check_fraction(self.retain, "retain")
         if self.experts is not None and self.algorithm != "mtt":
             raise ConfigError(f"experts are for algorithm mtt, and the algorithm is {self.algorithm!r}; leave them out")
-        for name, spaces in _SPACES_OF.items():
-            value = getattr(self, name)
-            if not (value is None or value is False or value == "auto" or self.space in spaces):
-                raise ConfigError(
-                    f"{name} is for space {' or '.join(spaces)}, and the space is {self.space!r}; leave {name} out"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +141,6 @@ _COUNTS = (
     "iterations", "steps", "latent_size", "width", "real_batch", "num_experts",
     "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
 )  # fmt: skip
-
-# What is refused in other spaces rather than passed over.
-_SPACES_OF = {
-    "memory_budget": ("ld3m", "autoencoder", "glad"),
-    "retain": ("ld3m", "autoencoder", "glad"),
-    "layer": ("glad",),
-    "lr_codes": ("glad",),
-    "latent_size": ("ld3m", "autoencoder"),
-    "attention": ("ld3m", "autoencoder"),
-    "cuda_graphs": ("ld3m",),
-}
 
 
 def resolve(config: DistillConfig, native_resolution: int, num_layers: int | None = None) -> ResolvedDistillConfig:

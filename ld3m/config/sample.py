@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ld3m.config.checks import check_finite
+from ld3m.config.checks import check_finite, check_steps
 from ld3m.config.fields import unset
 from ld3m.config.run import Dtype, RunConfig
 from ld3m.errors import ConfigError
@@ -55,8 +55,7 @@ class SampleConfig(RunConfig):
             )
 
     def _check_grid(self) -> None:
-        if not 2 <= self.steps <= 1000:
-            raise ConfigError(f"steps is a whole number from 2 to 1000, got {self.steps!r}")
+        check_steps(self.steps, 2)
         highest = self.steps - (2 if self.compat == "d3hr" else 1)  # published sampling starts one point higher
         if not 1 <= self.stop <= highest:
             raise ConfigError(

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from ld3m.config.checks import check_epochs
+from ld3m.config.checks import check_above_zero, check_epochs
 from ld3m.config.fields import Settings
-from ld3m.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ExpertTraining(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_above_zero(self, "num_experts", "epochs", "batch_size", "lr")
+        check_above_zero(num_experts=self.num_experts, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,4 @@ class TeacherTraining(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_epochs(self.epochs, "epochs")
-        _check_above_zero(self, "lr", "batch_size")
-
-
-def _check_above_zero(settings: Settings, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ConfigError(f"{name} must be above 0, got {getattr(settings, name)}")
+        check_above_zero(lr=self.lr, batch_size=self.batch_size)

@@ -1,4 +1,4 @@
-"""What a loaded data set is: two splits of uint8 images, their classes and their pixel statistics."""
+"""A loaded data set: two splits of uint8 images, their classes and their pixel statistics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,14 +73,18 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this data and this split of it from others: labels, and statistics of all training pixels."""
+        """A key of this data and this split of it: labels, and statistics of all training pixels."""
         facts = self.class_names, self.resolution, 0 if self.test is None else len(self.test)
         return fingerprint((self.mean, self.std, self.train.labels), *facts)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Return (images - mean) / std of (…, 3, H, W) images in [0, 1], on their device and in their dtype."""
         mean, std = (statistic.to(images)[:, None, None] for statistic in (self.mean, self.std))
         return (images - mean) / std
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Deprecated name of `normalize`."""
+        return self.normalize(images)
 
 
 def to_unit(images: Tensor) -> Tensor:

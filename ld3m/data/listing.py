@@ -1,4 +1,4 @@
-"""What lies in a folder or an archive: pictures, tables, and what is passed over. Nothing is unpacked or run.
+"""The contents of a folder or an archive: pictures, tables, and what is passed over. Nothing is unpacked or run.
 
 Names are compared in their composed form (NFC): macOS writes decomposed ones, which look the same and are not.
 """

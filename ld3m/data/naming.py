@@ -1,4 +1,4 @@
-"""What names of folders and classes say: the role of a split, a wnid, a readable name."""
+"""The meaning of names of folders and classes: the role of a split, a wnid, a readable name."""
 
 import re
 from collections.abc import Mapping, Sequence

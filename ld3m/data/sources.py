@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ld3m.config import is_count
 from ld3m.data import folder as image_folder
 from ld3m.data.arrays import is_npz, read_npz
 from ld3m.data.builtin import read_builtin
@@ -63,7 +64,7 @@ def load(
     Raises:
         DataError: with what was expected, what came, and the remedy.
     """
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
+    if not is_count(resolution):
         raise DataError(f"resolution must be a positive number of pixels, got {resolution!r}")
     if holdout is not None and not 0 <= holdout < 1:
         raise DataError(f"holdout must be a fraction in [0, 1), got {holdout!r}")

@@ -1,4 +1,4 @@
-"""Which folders are splits and which are classes, by their names and by what they hold."""
+"""Splits and classes among folders, by their names and by what they hold."""
 
 import itertools
 import logging
@@ -36,9 +36,6 @@ class Tree:
         """Return the folders below `top` that hold pictures, read or passed over."""
         return [name for name in self.children(top) if (*top, name) in self.pictures]
 
-    def direct(self, top: Parts) -> list[File]:
-        return [file for file in self.listing.pictures if file.parts[:-1] == top]
-
     def below(self, top: Parts) -> list[File]:
         return [file for file in self.listing.pictures if file.parts[: len(top)] == top]
 
@@ -65,7 +62,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the training classes and, in order of preference, the candidates for a test split lie below `top`."""
+    """The places below `top` of training classes and, in order of preference, of candidates for a test split."""
 
     top: Parts
     train: Parts

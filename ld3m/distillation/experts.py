@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ld3m import networks
+from ld3m.config import check_above_zero
 from ld3m.data import Dataset
 from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
@@ -59,22 +60,15 @@ def train_experts(
         ConfigError: the folder has experts from other settings.
         NumericsError: an expert diverged; those before it are stored.
     """
-    for name, value in (("num_experts", num_experts), ("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-        if not value > 0:
-            raise ConfigError(f"{name} must be above 0, got {value}")
+    check_above_zero(num_experts=num_experts, epochs=epochs, batch_size=batch_size, lr=lr)
     require_writable(Path(folder), "choose another folder for the experts")
     device = resolve_device(device)
     size: dict[str, Any] = {"num_classes": dataset.train.num_classes, "resolution": dataset.resolution}
     plan = networks.blueprint(network, width=width, **size)
     recipe = {
-        "data": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "augment": augment,
-        "seed": seed,
-    }
+        "data": dataset.name, "fingerprint": dataset.fingerprint,
+        "epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment, "seed": seed,
+    }  # fmt: skip
     metadata = _describe(plan, network, **size) | {key: str(value) for key, value in recipe.items()}
 
     files = [Path(folder) / f"expert-{index:05d}.safetensors" for index in range(num_experts)]
@@ -171,16 +165,16 @@ def _train_epoch(
 ) -> float:
     """Run one epoch of SGD in place; return the mean loss over batches."""
     device, model = next(network.parameters()).device, networks.fused(network)
-    optimiser = torch.optim.SGD(network.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     losses = []
     for indices in torch.randperm(len(dataset.train), generator=generator).split(batch_size):
-        images = dataset.normalise(dataset.train.batch(indices, device))
+        images = dataset.normalize(dataset.train.batch(indices, device))
         if augment:
             images = dsa.augment(images, generator)
         loss = F.cross_entropy(model(images), dataset.train.labels[indices].to(device))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
 

@@ -18,7 +18,7 @@ from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import RunFolder
 from ld3m.runs.opening import Opening, Run, open_run, with_dtype
-from ld3m.spaces import SPACES, Space
+from ld3m.spaces import Space, setup_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def prepare(
     opening = open_run(data, settings, DistillConfig, out=out, resume=resume, overwrite=overwrite)
     asked, folder, device = opening.config, opening.folder, opening.device
     _check_names(opening)
-    setup = SPACES[asked.space]
+    setup = setup_of(asked)
     asked = with_dtype(asked, device, setup.gpu_dtype)
     asked = replace(asked, compile=device.type == "cuda" if asked.compile is None else asked.compile)
     prior = setup.open_prior(asked, opening.prior, device)
@@ -70,7 +70,6 @@ def prepare(
 def _check_names(opening: Opening[DistillConfig]) -> None:
     """Refuse names of rooms above the settings' own, which have the tables."""
     config, folder = opening.config, opening.folder
-    one_of(config.space, "space", tuple(SPACES))
     one_of(config.algorithm, "algorithm", tuple(LOSSES))
     one_of(config.injection, "injection", INJECTIONS)
     one_of(config.schedule, "schedule", tuple(SCHEDULES))

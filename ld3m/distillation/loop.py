@@ -98,7 +98,7 @@ class _Loop:
         groups = [(name, p, rates.get(name, job.config.lr)) for name, p in learnt.items()]
         groups += objective.parameters
         self.parameters = {name: parameter for name, parameter, _ in groups}
-        self.optimiser = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             [{"params": [parameter], "lr": lr} for _, parameter, lr in groups], lr=job.config.lr, momentum=_MOMENTUM
         )
         if job.folder is not None and job.folder.is_resumed and (stored := job.folder.load_checkpoint()) is not None:
@@ -136,14 +136,14 @@ class _Loop:
             loss = self._backward(iteration)
         norms = {f"grad_norm_{name}": _grad_norm(p) for name, p in self.parameters.items()}
         _require_finite({"loss": loss, **norms}, iteration)
-        self.optimiser.step()
+        self.optimizer.step()
         self.job.space.project()
         _require_finite({name: float(p.detach().abs().max()) for name, p in self.parameters.items()}, iteration)
         return {"iteration": iteration, "loss": loss, **norms, "seconds": round(time.perf_counter() - started, 4)}
 
     def _backward(self, iteration: int) -> float | None:
         """Compute the iteration's gradients, all of its draws anew, and its loss; None when memory runs out."""
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         try:
             with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
                 return self.objective.backward(iteration)
@@ -155,7 +155,7 @@ class _Loop:
 
     def _plan_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         plan = None if self.plan is None else self.plan.smaller()
         if plan is None:
             needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
@@ -175,7 +175,7 @@ class _Loop:
     def _state(self) -> dict[str, Tensor]:
         state = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 state[f"momentum/{name}"] = buffer.clone()
         if self.plan is not None and self.plan != self.job.plan:
@@ -193,7 +193,7 @@ class _Loop:
             parameter.copy_(tensors[name])
             if f"momentum/{name}" in tensors:
                 buffer = tensors[f"momentum/{name}"].to(parameter)
-                self.optimiser.state[parameter] = {"momentum_buffer": buffer}
+                self.optimizer.state[parameter] = {"momentum_buffer": buffer}
         if _BUDGET in tensors and self.plan is not None:
             self._apply_plan(self.plan.within(int(tensors[_BUDGET])))
         self.iteration = iteration

@@ -18,7 +18,7 @@ from ld3m.spaces import Space
 
 
 class Objective(Protocol):
-    """What the loop calls once an iteration.
+    """The loss of an iteration and its gradient, as the loop calls it.
 
     `parameters` are what the objective itself learns beside the space's, as (name, tensor, learning rate).
     """
@@ -75,7 +75,7 @@ class ClassMatching:
         for labels in self._groups:
             rows = rows_of(labels, self.config.ipc)
             rendered = self.space.render(rows.to(self.device), (iteration,))
-            synthetic = self.dataset.normalise(rendered).unflatten(0, (len(labels), self.config.ipc))
+            synthetic = self.dataset.normalize(rendered).unflatten(0, (len(labels), self.config.ipc))
             views = [self._augmentation(iteration, label) for label in labels.tolist()]
             reals = (self._real(iteration, label) for label in labels.tolist())
             real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
@@ -90,7 +90,7 @@ class ClassMatching:
         generator = seeds.generator(self.config.seed, "real", iteration, label)
         index = self._indices[label]
         picks = index[torch.randperm(len(index), generator=generator)[: self.config.real_batch]]
-        return self.dataset.normalise(self.dataset.train.batch(picks, self.device))
+        return self.dataset.normalize(self.dataset.train.batch(picks, self.device))
 
     def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
         """Return what is done to the images (B, 3, H, W) of a class, by one draw for both sides (siamese)."""
@@ -125,7 +125,7 @@ class TrajectoryMatching:
             self._network,
             start,
             target,
-            self.dataset.normalise(rendered),
+            self.dataset.normalize(rendered),
             self._labels,
             self.parameters[0][1],
             batches,

@@ -28,7 +28,7 @@ from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.teacher import Teacher, load_teacher
-from ld3m.evaluation.training import NormalisedImages, has_dropout, train_and_test
+from ld3m.evaluation.training import NormalizedImages, has_dropout, train_and_test
 from ld3m.runs.report import Report, save_report, summary
 from ld3m.runs.result import Result
 from ld3m.runtime import seeds
@@ -198,10 +198,10 @@ class Comparison:
         facts = self.config.scores, self.protocol.labels, self.sets[0]
         return [t for network in self.networks for t in robustness.trainings(*facts, network, self.config.repeats)]
 
-    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | NormalisedImages, Tensor]:
+    def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | NormalizedImages, Tensor]:
         """Return a set's images, distilled ones as floats in [0, 1], real ones as bytes, and its labels."""
         if name == robustness.FULL:  # too many to be moved to the device
-            return NormalisedImages(self.data.train.images, self.data, self.device), self.data.train.labels
+            return NormalizedImages(self.data.train.images, self.data, self.device), self.data.train.labels
         if name not in self.positions:
             return self.result.images, self.result.labels
         positions = self.positions[name][repeat % len(self.positions[name])]

@@ -6,6 +6,7 @@ from ld3m import networks
 from ld3m.config import one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation import PROTOCOLS, evaluate
+from ld3m.runs.folder import EVALUATION, FACTS
 from ld3m.runs.opening import Run
 from ld3m.runs.page import publish, read_mapping
 from ld3m.runtime.storage import write_json
@@ -34,10 +35,10 @@ def finish(run: Run, facts: Mapping[str, object], *, is_new: bool, progress: boo
     """
     assert run.folder is not None
     folder = run.folder.path
-    facts = ({} if is_new else read_mapping(folder / "result.json")) or facts
+    facts = ({} if is_new else read_mapping(folder / FACTS)) or facts
     # Before the evaluation, often the longest part: broken off there, the run that goes on keeps its own facts.
-    write_json(folder / "result.json", {**facts, "protocol": run.config.evaluate, "accuracy": None})
-    if run.config.evaluate != "none" and not (folder / "evaluation.json").is_file():
+    write_json(folder / FACTS, {**facts, "protocol": run.config.evaluate, "accuracy": None})
+    if run.config.evaluate != "none" and not (folder / EVALUATION).is_file():
         evaluate(  # writes its report into the folder
             folder,
             run.dataset,

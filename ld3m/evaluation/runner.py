@@ -17,7 +17,7 @@ _PIXELS_IN_FLIGHT = 2**24  # of all batches that are trained on at the same time
 
 @dataclass(frozen=True)
 class Training:
-    """Which set trains which network, the how many-th time, and with which variant of the protocol."""
+    """A training by its set, network, number among the repeats, and variant of the protocol."""
 
     set: str
     network: str

@@ -24,14 +24,14 @@ FULL = "full"  # the set of all real training images
 
 
 def label_robust(improvement: float, recovery: float) -> float:
-    return normalised(0.5 * improvement - 0.5 * recovery)
+    return normalized(0.5 * improvement - 0.5 * recovery)
 
 
 def augmentation_robust(improvement: float, plain_improvement: float) -> float:
-    return normalised(0.5 * improvement + 0.5 * plain_improvement)
+    return normalized(0.5 * improvement + 0.5 * plain_improvement)
 
 
-def normalised(alpha: float) -> float:
+def normalized(alpha: float) -> float:
     """Map alpha in [-1, 1] to [0, 1]."""
     return (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
 

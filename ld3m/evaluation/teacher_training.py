@@ -14,7 +14,7 @@ from ld3m.data import Dataset
 from ld3m.errors import ConfigError, NumericsError
 from ld3m.evaluation.protocols import Protocol, Recipe
 from ld3m.evaluation.teacher import Teacher
-from ld3m.evaluation.training import NormalisedImages, accuracy, train
+from ld3m.evaluation.training import NormalizedImages, accuracy, train
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.storage import require_writable
@@ -53,7 +53,7 @@ def train_teacher(
     generator, device = seeds.generator(training.seed, "teacher"), resolve_device(device)
     size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
     network = networks.build(training.network, generator=generator, **size).to(device)
-    images, labels = NormalisedImages(data.train.images, data, device), data.train.labels.to(device)
+    images, labels = NormalizedImages(data.train.images, data, device), data.train.labels.to(device)
     with (
         tqdm(total=training.epochs, desc="teacher", unit="epoch", disable=None if progress else True) as bar,
         seeds.scoped_global_rng(training.seed, "teacher dropout"),

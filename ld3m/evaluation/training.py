@@ -31,7 +31,7 @@ _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones lea
 _CHUNK_PIXELS_DEVICE = 2500 * 32**2
 
 
-class NormalisedImages:
+class NormalizedImages:
     """Images (N, 3, H, H), floats in [0, 1] or bytes, normalised batch by batch: whole, as floats and for each repeat,
     they would take too much memory. They stay where they lie; batches go to the device."""
 
@@ -40,12 +40,12 @@ class NormalisedImages:
         self.data = replace(data, mean=data.mean.to(device), std=data.std.to(device))  # moved once, not for every batch
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        return self.data.normalise(to_unit(self.images[positions.to(self.images.device)].to(self.device)))
+        return self.data.normalize(to_unit(self.images[positions.to(self.images.device)].to(self.device)))
 
 
 def train_and_test(
     name: str,
-    images: Sequence[Tensor | NormalisedImages],
+    images: Sequence[Tensor | NormalizedImages],
     labels: Tensor,
     data: Dataset,
     protocol: Protocol,
@@ -60,7 +60,7 @@ def train_and_test(
     Args:
         name: network of `ld3m.networks` that the protocol has a recipe for; with dropout, one repeat at a time.
         images: for each repeat (N, 3, H, H), floats in [0, 1] or bytes, which are moved to the device, or
-            NormalisedImages.
+            NormalizedImages.
         labels: (N,) int64, of every repeat.
         data: gives test split, mean and standard deviation.
         generators: for each repeat, on the CPU; weights, order of images and augmentation are drawn from it.
@@ -77,7 +77,7 @@ def train_and_test(
             # A fifth faster on a CPU; with group norms it is slower.
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ready = {  # repeats may share their images
-        key: part if isinstance(part, NormalisedImages) else NormalisedImages(part.to(device), data, device)
+        key: part if isinstance(part, NormalizedImages) else NormalizedImages(part.to(device), data, device)
         for key, part in {id(part): part for part in images}.items()
     }
     outcomes: list[list[float]] = [[] for _ in generators]
@@ -101,7 +101,7 @@ def train_and_test(
 
 def train(
     built: Sequence[nn.Module],
-    images: Sequence[Tensor | NormalisedImages],
+    images: Sequence[Tensor | NormalizedImages],
     labels: Tensor,
     protocol: Protocol,
     recipe: Recipe,
@@ -114,7 +114,7 @@ def train(
     """Train networks of one kind, each on normalised images of its own; leave the averages of their weights in them.
 
     Args:
-        images: for each repeat, normalised or NormalisedImages.
+        images: for each repeat, normalised or NormalizedImages.
         answers: of the teacher to images (B, 3, H, H), logits (B, classes); None trains on the labels.
         test: called after each of the last epochs, with copies that have the averages.
 
@@ -124,11 +124,11 @@ def train(
     model, copies = _Repeats(built), copy.deepcopy(list(built))
     autocast = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
     augment, rate_in = AUGMENTATIONS[protocol.augmentation], SCHEDULES[protocol.schedule]
-    optimiser = _optimiser(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
+    optimizer = _optimizer(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
     size = protocol.batch_size(len(labels), int(labels.max()) + 1)
     for epoch in range(recipe.epochs):
         each_epoch()
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate_in(recipe.rate, epoch, recipe.epochs)
         order = torch.stack([torch.randperm(len(labels), generator=generator) for generator in generators])
         for batch in order.to(labels.device).split(size, 1):  # (R, B)
@@ -137,13 +137,13 @@ def train(
             ]
             seen, mixes = torch.stack([augmented for augmented, _ in drawn]), [mix for _, mix in drawn]
             wanted = labels[batch] if answers is None else answers(seen.flatten(0, 1)).unflatten(0, batch.shape)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             with autocast():
                 logits = model(seen)
             logits = logits.to(seen.dtype)  # labels, temperature and loss are not of the lower precision
             losses = torch.stack([_loss(*one, protocol) for one in zip(logits, wanted, mixes, strict=True)])
             losses.sum().backward()
-            optimiser.step()
+            optimizer.step()
         model.average(ema_decay(epoch + 1, recipe.ema_decay))
         if epoch >= recipe.epochs - protocol.tested:
             model.hand_out(copies)
@@ -187,7 +187,7 @@ class _Repeats:
             torch._foreach_copy_(list(network.parameters()), values)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _optimiser(parameters: Sequence[Tensor], is_matrix: Sequence[bool], protocol: Protocol) -> torch.optim.Optimizer:
+def _optimizer(parameters: Sequence[Tensor], is_matrix: Sequence[bool], protocol: Protocol) -> torch.optim.Optimizer:
     """Return the protocol's optimiser; its rate is set before every epoch.
 
     Args:
@@ -223,7 +223,7 @@ def accuracy(network: nn.Module, data: Dataset) -> float:
     correct, test = 0, data.test
     assert test is not None  # open_inputs refuses data without
     for indices in torch.arange(len(test)).split(max(1, budget // data.resolution**2)):
-        images = data.normalise(test.batch(indices, device))
+        images = data.normalize(test.batch(indices, device))
         correct += int((model(images).argmax(1).cpu() == test.labels[indices]).sum())
     return 100 * correct / len(test)
 

@@ -1,7 +1,7 @@
 """The contract of the matching losses' image arguments, checked at their door, or told when the network fails."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def check_dtype(function: str, network: nn.Module, name: str, images: Tensor) ->
 @contextlib.contextmanager
 def clear_network_errors(
     function: str, network: nn.Module, images: Tensor, labels: Tensor | None = None
-) -> Iterator[None]:
+) -> Generator[None]:
     """Raise InputError in place of what torch raises in the block for images or labels that the network does not take.
 
     What it takes only a pass can tell, so that it is asked when one has failed. On a GPU a label out of range does not

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function compiled whole, for fixed shapes; once that fails, eager for good, with one logged reason.
 
     Compiled code is kept on disk, so that the next process has it in seconds instead of minutes.
@@ -24,7 +25,7 @@ def compiled(function: Callable) -> Callable:
     call = torch.compile(function, fullgraph=True, dynamic=False)
     failed = False
 
-    def run(*arguments: object, **options: object) -> object:
+    def run(*arguments: Any, **options: Any) -> Any:
         nonlocal failed
         if not failed:
             try:

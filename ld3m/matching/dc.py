@@ -62,13 +62,7 @@ def dc_loss(
     """
     check_classes("dc_loss", network, real, synthetic)
     check_chunk("dc_loss", network, real_chunk)
-    if metric not in METRICS:
-        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if labels.shape != real.shape[:1] or labels.dtype != torch.int64:
-        raise InputError(
-            f"dc_loss needs labels int64 of shape ({len(real)},), one for each row of real, "
-            f"got {labels.dtype} {tuple(labels.shape)}"
-        )
+    _check(labels, len(real), metric)
     if len(labels) > 1 and sees_whole_batches(network):
         parts = zip(real.split(1), synthetic.split(1), labels.split(1), strict=True)
         return torch.cat(
@@ -87,6 +81,16 @@ def dc_loss(
     call = compiled(match) if compile else match
     losses, d_images = call(network, weights, target, synthetic.detach(), labels, metric, differentiate)
     return losses if d_images is None else with_gradients(losses, [synthetic], [d_images])
+
+
+def _check(labels: Tensor, num_classes: int, metric: str) -> None:
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if labels.shape != (num_classes,) or labels.dtype != torch.int64:
+        raise InputError(
+            f"dc_loss needs labels int64 of shape ({num_classes},), one for each row of real, "
+            f"got {labels.dtype} {tuple(labels.shape)}"
+        )
 
 
 def real_gradient(

@@ -12,7 +12,7 @@ from torch's global generators, as always; `rng_state` and `replayed` give a sec
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, grad_and_value, jvp, vmap
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]  # of all sizes
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -58,7 +58,11 @@ def gradient(
     """
     leaves = {name: weights[name].detach() for name in (weights if names is None else names)}
     if torch.compiler.is_compiling() or is_transformed():
-        return grad(lambda leaves: cross_entropy(network, {**weights, **leaves}, images, labels))(leaves)
+
+        def loss_of(leaves: Weights) -> Tensor:
+            return cross_entropy(network, {**weights, **leaves}, images, labels)
+
+        return grad(loss_of)(leaves)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     with torch.enable_grad():
         loss = cross_entropy(fused(network), {**weights, **leaves}, images, labels)
@@ -96,14 +100,22 @@ def directional(
     return along, gradients[0], gradients[1] if in_weights else None
 
 
-def over_classes(function: Callable, *stacked: object) -> Any:
+def over_classes(function: Callable[..., Any], *stacked: object) -> Any:
     """Call a function of one class for all rows of the arguments, tensors or dictionaries of them; stack its results.
 
     A single class is not batched, so that any network goes, whatever it draws or writes on its way.
     """
     if len(tree_leaves(stacked)[0]) > 1:
         return vmap(function)(*stacked)
-    return tree_map(lambda t: t[None], function(*tree_map(lambda t: t[0], stacked)))
+    return tree_map(_alone, function(*tree_map(_first, stacked)))
+
+
+def _first(stacked: Tensor) -> Tensor:
+    return stacked[0]
+
+
+def _alone(result: Tensor) -> Tensor:
+    return result[None]
 
 
 def with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
@@ -118,14 +130,14 @@ def with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor])
 
 class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as `once_differentiable` types it
-        ctx, cotangent: Tensor
+        ctx: Any, cotangent: Tensor
     ) -> tuple[Tensor | None, ...]:
         rows = [cotangent.reshape(cotangent.shape + (1,) * (g.ndim - cotangent.ndim)) for g in ctx.saved_tensors]
         return None, None, *(row * g for row, g in zip(rows, ctx.saved_tensors, strict=True))
@@ -154,7 +166,7 @@ def _is_active_dropout(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def replayed(state: RngState | None) -> Iterator[None]:
+def replayed(state: RngState | None) -> Generator[None]:
     """Draw inside the block what was drawn after `rng_state`, and leave the global generators as they are."""
     if state is None:
         yield

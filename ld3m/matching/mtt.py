@@ -29,7 +29,7 @@ Augment = Callable[[Tensor, int], Tensor]
 
 
 class _Step(NamedTuple):
-    """What the way back needs of one student step."""
+    """A student step, as the way back needs it."""
 
     weights: Weights  # before the step
     labels: Tensor
@@ -86,9 +86,7 @@ def mtt_loss(
     for number, index in enumerate(batches):
         index = index.to(device)
         pixels = images.detach()[index].requires_grad_(differentiate)
-        views = pixels if augment is None else augment(pixels, number)
-        if views.shape != pixels.shape:
-            raise InputError(f"augment must keep the shape {tuple(pixels.shape)}, got {tuple(views.shape)}")
+        views = _augmented(pixels, number, augment)
         step = _Step(weights, labels[index], index, pixels, views, rng_state(network, images))
         with clear_network_errors("mtt_loss", network, views, step.labels):
             slopes = forth(network, weights, views.detach(), step.labels)
@@ -103,10 +101,22 @@ def mtt_loss(
     return with_gradients(loss, [images, student_lr], found)
 
 
+def _augmented(pixels: Tensor, number: int, augment: Augment | None) -> Tensor:
+    views = pixels if augment is None else augment(pixels, number)
+    if views.shape != pixels.shape:
+        raise InputError(f"augment must keep the shape {tuple(pixels.shape)}, got {tuple(views.shape)}")
+    return views
+
+
 def _way_back(
-    back: Callable, steps: list[_Step], pull: Weights, images: Tensor, lr: Tensor, exact: bool
+    back: Callable[..., tuple[Tensor, Tensor, Weights | None]],
+    steps: list[_Step],
+    pull: Weights,
+    images: Tensor,
+    lr: Tensor,
+    exact: bool,
 ) -> list[Tensor]:
-    """Return the derivatives in the images and in the learning rate; `pull` is the derivative in the last weights."""
+    """Return the derivatives in the images and in the learning rate; `pull` is that in the last weights."""
     d_images, d_lr = torch.zeros_like(images), torch.zeros_like(lr)
     for step in reversed(steps):
         with replayed(step.rng):
@@ -114,7 +124,7 @@ def _way_back(
         (d_pixels,) = torch.autograd.grad(step.views, step.pixels, -lr * d_views)
         d_images.index_add_(0, step.picks, d_pixels)
         d_lr -= slope
-        if exact:
+        if d_weights is not None:  # exact
             pull = {name: p - lr * d_weights[name] for name, p in pull.items()}
     return [d_images, d_lr]
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +43,8 @@ class Workload:
     @classmethod
     def of(cls, config: ResolvedDistillConfig, *, has_chain: bool, num_classes: int, real_batch: int) -> "Workload":
         """Return the work of a distillation with these settings."""
-        return cls(
-            resolution=config.resolution,
-            steps=config.steps if has_chain else 0,
-            ipc=config.ipc,
-            num_classes=num_classes,
-            algorithm=config.algorithm,
-            real_batch=real_batch,
-            guidance_scale=config.guidance_scale,
-            network=config.network,
-            width=config.width,
-            student_steps=config.student_steps,
-            latent_size=config.latent_size,
-        )
+        own = {"steps": config.steps if has_chain else 0, "num_classes": num_classes, "real_batch": real_batch}
+        return cls(**own, **{f.name: getattr(config, f.name) for f in fields(cls) if f.name not in own})
 
     @property
     def is_streamed(self) -> bool:

@@ -1,7 +1,7 @@
 """The memory plan of the spaces of a latent diffusion model.
 
-An iteration renders a group of n images, matches them, and goes back. With K the activations kept from the chain, S the
-states of its steps and H what the decoder keeps, the most that is held is the largest of
+An iteration renders a group of n images, matches them, and back-propagates. With K the activations kept from the chain,
+S the states of its steps and H what the decoder keeps, the most that is held is the largest of
 
     the chain, forward            K + S + one micro-batch
     decoding                      K + S + H + one batch of the decoder, forward
@@ -67,7 +67,7 @@ def plan_memory(
         steps: T of the chain; 0 for no chain.
         budget: "8GB" or bytes, weights included; 0.8 of a GPU's memory or a quarter of the machine's when None.
         network, width: what is matched.
-        real_batch: real images a class.
+        real_batch: real images per class.
         student_steps: of trajectory matching.
         latent_size: side of the latents, where decoded images are resized to `resolution`.
         retain: the fraction to retain, if that is not to be chosen.
@@ -114,6 +114,7 @@ class DiffusionPlanner:
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
+        """Return the plan of `plan_memory` within a budget in bytes; raise where not even the smallest fits."""
         smallest = self.smallest
         if smallest.peak_bytes > budget:
             raise ConfigError(

@@ -32,7 +32,7 @@ def plan_glad(config: ResolvedDistillConfig, generator: StyleGAN, num_classes: i
     features = torch.zeros(1, spec.in_channels, spec.in_size, spec.in_size, device=generator.device)
     codes = torch.zeros(1, generator.num_codes - 1 - layer, generator.w_dim, device=generator.device)
     leaves = features.requires_grad_(), codes.requires_grad_()
-    image_bytes = saved_bytes(generator, lambda: generator.synthesise(*leaves, layer))
+    image_bytes = saved_bytes(generator, lambda: generator.synthesize(*leaves, layer))
     planner = GladPlanner(
         name=generator.name,
         layer=layer,
@@ -66,6 +66,7 @@ class GladPlanner:
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
+        """Return the plan with the most images kept within a budget in bytes; raise where not even one image fits."""
         fitting = (budget - self.resident) // self.image_bytes
         if fitting < 1:
             raise ConfigError(
@@ -82,7 +83,7 @@ class GladPlanner:
         if kept > holds:
             raise ConfigError(
                 f"retain {self.retain} keeps the activations of {kept} images, and memory_budget of "
-                f"{size_text(budget)} holds those of {holds} beside {micro_batch} that are made again; lower one or "
+                f"{size_text(budget)} holds those of {holds} beside {micro_batch} that are recomputed; lower one or "
                 "raise the other"
             )
         retain = 100 * kept // images / 100 if self.retain is None else self.retain
@@ -93,7 +94,7 @@ class GladPlanner:
             decoder_batch=None,
             real_chunk=None,
             peak_bytes=self.resident + min(images, kept + micro_batch) * self.image_bytes,
-            slow_down=1 + (1 - retain) / 2,  # three passes instead of two for an image that is made again
+            slow_down=1 + (1 - retain) / 2,  # three passes instead of two for an image that is recomputed
             budget_bytes=budget,
             planner=self,
         )

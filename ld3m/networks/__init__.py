@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,15 +12,14 @@ from ld3m.errors import ConfigError
 from ld3m.networks.alexnet import AlexNet
 from ld3m.networks.convnet import ConvNet
 from ld3m.networks.fused import fused
-from ld3m.networks.initialise import initialise
+from ld3m.networks.initialize import initialize
 from ld3m.networks.resnet import ResNet18
 from ld3m.networks.vgg import VGG11
 from ld3m.networks.vit import ViT
 
-__all__ = ["NAMES", "base_name", "blueprint", "build", "fused", "initialise"]
+__all__ = ["NETWORKS", "base_name", "blueprint", "build", "fused", "initialise", "initialize"]
 
-# name: constructor, options of `build` that it takes
-_TABLE = {
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], set[str]]] = {
     "ConvNet": (ConvNet, {"width", "depth", "norm"}),
     "AlexNet": (AlexNet, set()),
     "VGG11": (VGG11, set()),
@@ -30,7 +30,9 @@ _TABLE = {
     "ResNet18CIFAR": (ResNet18, set()),
     "ViTCIFAR": (partial(ViT, patch=4, depth=6, layer_norm=True), {"depth"}),
 }
-NAMES = tuple(_TABLE)
+"""By name: what is called as (num_classes, resolution, scale=..., **options), and the options of `build` it takes."""
+
+initialise = initialize  # deprecated name
 
 
 def build(
@@ -46,8 +48,8 @@ def build(
     """Build a network with fresh weights on the CPU, in train mode.
 
     Args:
-        name: one of `NAMES`; a suffix such as `-w0.5` multiplies all widths. At 32 px AlexNet, VGG11, ResNet18 and ViT
-            stand for their CIFAR versions, which exist at that resolution alone.
+        name: one of `NETWORKS`; a suffix such as `-w0.5` multiplies all widths. At 32 px AlexNet, VGG11, ResNet18 and
+            ViT stand for their CIFAR versions, which exist at that resolution alone.
         resolution: images are (B, 3, resolution, resolution).
         width, depth, norm: of ConvNet; ViT takes `depth` as well.
         generator: a CPU generator for the weights; None draws from torch's global one.
@@ -59,7 +61,7 @@ def build(
         ConfigError: an unknown name, a resolution or an option that the network does not take.
     """
     network = blueprint(name, num_classes=num_classes, resolution=resolution, width=width, depth=depth, norm=norm)
-    return initialise(network.to_empty(device="cpu"), generator)
+    return initialize(network.to_empty(device="cpu"), generator)
 
 
 def blueprint(
@@ -74,13 +76,13 @@ def blueprint(
     """Build a network on the meta device: names and shapes of the parameters, no memory. Arguments as in `build`."""
     base, scale = _parse(name)
     cifar = f"{base}CIFAR"
-    if resolution == 32 and cifar in _TABLE:
+    if resolution == 32 and cifar in NETWORKS:
         base = cifar
     if base.endswith("CIFAR") and resolution != 32:
         raise ConfigError(f"{base} is for 32 px alone, got resolution={resolution}; take {base.removesuffix('CIFAR')}")
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
-    constructor, known = _TABLE[base]
+    constructor, known = NETWORKS[base]
     options = {"width": width, "depth": depth, "norm": None if norm == "instancenorm" else norm}
     options = {option: value for option, value in options.items() if value is not None}
     if refused := options.keys() - known:
@@ -103,9 +105,11 @@ def _parse(name: str) -> tuple[str, float]:
     if suffix:
         number = re.fullmatch(r"w(\d+\.?\d*|\.\d+)", suffix)
         scale = float(number[1]) if number else 0.0
-    if base in _TABLE and scale > 0:
+    if base in NETWORKS and scale > 0:
         return base, scale
-    spelt = {known.lower(): known for known in NAMES}
+    spelt = {known.lower(): known for known in NETWORKS}
     close = difflib.get_close_matches(base.lower(), spelt, n=1, cutoff=0.4)
     hint = f"; did you mean {spelt[close[0]]}?" if close else "."
-    raise ConfigError(f"unknown network {name!r}{hint} Known: {', '.join(NAMES)}, each also with a suffix like -w0.5")
+    raise ConfigError(
+        f"unknown network {name!r}{hint} Known: {', '.join(NETWORKS)}, each also with a suffix like -w0.5"
+    )

@@ -1,4 +1,4 @@
-"""Which backend computes an op: native (C++ or CUDA in `ld3m._C`), Triton, or eager, its definition."""
+"""The choice of an op's backend: native (C++ or CUDA in `ld3m._C`), Triton, or eager, its definition."""
 
 import importlib.metadata
 import importlib.util

@@ -4,6 +4,8 @@ With value v, gate x, Φ the normal distribution function and φ its density: y 
 v gets g x Φ(x) and x gets g v (Φ(x) + x φ(x)). The halves alone are kept.
 """
 
+from typing import Any, NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,16 +90,16 @@ def _extents(halves: Tensor) -> tuple[int, int]:
     return halves.shape[:-1].numel(), width
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     halves, ctx.backend = inputs
     ctx.save_for_backward(halves)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return _geglu_bwd(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None
 
 
-def _refuse(ctx, grad: Tensor):
+def _refuse(ctx: Any, grad: Tensor) -> NoReturn:
     raise BackendError("geglu has no second derivative; use geglu_reference there")
 
 

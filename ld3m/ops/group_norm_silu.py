@@ -5,6 +5,8 @@ dx = (d - mean(d) - n * mean(d * n)) / std. Only x, mean and 1 / std are kept; n
 y = u and d = weight * dy.
 """
 
+from typing import Any, NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,6 +139,8 @@ def _group_norm_silu_bwd(
         scale = rstd.repeat_interleave(x.shape[1] // groups, 1) * weight  # (B, groups) -> (B, C)
         shift = bias - mean.repeat_interleave(x.shape[1] // groups, 1) * scale
         u = torch.addcmul(shift[..., None, None], x, scale[..., None, None])
+    else:
+        u = x  # not looked at
     d = torch.ops.aten.silu_backward(grad, u) if silu else grad
     wanted = [True, False, False]
     dx, _, _ = torch.ops.aten.native_group_norm_backward(d, x, mean, rstd, weight, *_sizes(x), groups, wanted)
@@ -144,7 +148,7 @@ def _group_norm_silu_bwd(
 
 
 @_group_norm_silu_bwd.register_fake
-def _(grad, x, weight, bias, mean, rstd, groups, eps, silu, backend) -> Tensor:
+def _(grad: Tensor, x: Tensor, *_others: Any) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -174,17 +178,17 @@ def _strided_like(result: Tensor, x: Tensor) -> Tensor:
     return result if result.stride() == x.stride() else torch.empty_like(x).copy_(result)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, *ctx.settings = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(ctx, grad: Tensor, d_mean: Tensor, d_rstd: Tensor):  # mean and 1 / std never leave this file
-    grad = grad.contiguous(memory_format=LAST)
+def _backward(ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor) -> tuple[Any, ...]:
+    grad = grad.contiguous(memory_format=LAST)  # mean and 1 / std never leave this file
     return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
 
 
-def _refuse(ctx, *grads: Tensor):
+def _refuse(ctx: Any, *grads: Tensor) -> NoReturn:
     raise BackendError("group_norm_silu has no second derivative; use torch.nn.functional.group_norm and silu there")
 
 

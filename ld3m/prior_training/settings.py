@@ -84,6 +84,7 @@ class PriorTraining:
             )
 
     def shape(self, num_classes: int) -> LdmShape:
+        """Return the architecture of a prior with these settings."""
         return replace(
             SHAPES["builtin"],
             resolution=self.resolution,

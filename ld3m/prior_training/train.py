@@ -70,7 +70,7 @@ def train_prior(
     Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
         first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
     )
-    latents = _standardise(first_stage, _encode_all(first_stage, dataset, config.first_stage_batch))
+    latents = _standardize(first_stage, _encode_all(first_stage, dataset, config.first_stage_batch))
     prior = Prior(
         name=dataset.name,
         first_stage=first_stage,
@@ -116,7 +116,7 @@ def _encode_all(first_stage: Any, dataset: Dataset, at_once: int) -> Tensor:
 
 
 @torch.no_grad()
-def _standardise(first_stage: Any, latents: Tensor) -> Tensor:
+def _standardize(first_stage: Any, latents: Tensor) -> Tensor:
     """Give every latent channel mean 0 and standard deviation 1; return the latents so changed.
 
     A weak KL term leaves channels of very different scale, of which diffusion would see some as all noise and others

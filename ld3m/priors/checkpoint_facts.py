@@ -1,4 +1,4 @@
-"""What a trainer's file says of the network in it, beside the weights: settings, told apart from what is inert."""
+"""The settings in a trainer's file, beside the weights of the network: told apart from what is inert."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

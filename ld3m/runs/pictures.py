@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _INK, _RULE = (40, 40, 40), (222, 222, 222)
-_COLOURS = ((31, 119, 180), (214, 90, 20), (44, 140, 60), (150, 80, 170))
+_COLORS = ((31, 119, 180), (214, 90, 20), (44, 140, 60), (150, 80, 170))
 
 
 def to_pillow(image: Tensor) -> "Image":
@@ -85,11 +85,11 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], title: str, 
     for x in sorted({round(x0 + (x1 - x0) * k / 4) for k in range(5)}):  # steps and iterations are whole numbers
         draw.text((place(x, y0)[0] - 10, height - bottom + 8), f"{x:g}", _INK, font=font)
     for k, (name, points) in enumerate(kept.items()):
-        colour = _COLOURS[k % len(_COLOURS)]
-        draw.line([place(*point) for point in points], colour, width=2)
+        color = _COLORS[k % len(_COLORS)]
+        draw.line([place(*point) for point in points], color, width=2)
         if len(points) == 1:
-            draw.circle(place(*points[0]), 3, colour)
-        draw.text((width - right - 150, top + 4 + 16 * k), name, colour, font=font)
+            draw.circle(place(*points[0]), 3, color)
+        draw.text((width - right - 150, top + 4 + 16 * k), name, color, font=font)
     return sheet
 
 

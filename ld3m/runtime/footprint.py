@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +42,18 @@ class Ledger(TorchDispatchMode):
         self.now = self.peak = 0
         self._alive: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = {_address(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self._alive:
+            if isinstance(tensor, Tensor) and _address(tensor.untyped_storage()) not in given | self._alive:
                 self._add(tensor.untyped_storage())
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = _address(storage), storage.nbytes()
         self._alive.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
@@ -64,7 +67,9 @@ class Ledger(TorchDispatchMode):
 class CpuLedger(Ledger):
     """The same, with what a CPU's kernels take for themselves, as far as it is large."""
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = super().__torch_dispatch__(function, types, args, kwargs)
         if function is torch.ops.aten.convolution.default:
             self.peak = max(self.peak, self.now + _reordered(args[0], args[1], result))
@@ -117,13 +122,13 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:
     """Count the bytes autograd keeps for the backward pass of `call`, the module's weights and buffers left out."""
-    weights = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    weights = {_address(t.untyped_storage()) for t in (*module.parameters(), *module.buffers())}
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            held[storage._cdata] = storage.nbytes()
+        if _address(storage) not in weights:
+            held[_address(storage)] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -134,8 +139,13 @@ def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:
 
 def size_of(*modules: nn.Module) -> int:
     """Return the bytes of the modules' weights and buffers."""
-    tensors = {t.untyped_storage()._cdata: t for m in modules for t in (*m.parameters(), *m.buffers())}
+    tensors = {_address(t.untyped_storage()): t for m in modules for t in (*m.parameters(), *m.buffers())}
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+
+
+def _address(storage: torch.UntypedStorage) -> int:
+    """Return what tells a storage from the others that are alive, also on the meta device."""
+    return storage._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _reordered(images: Tensor, weight: Tensor, result: Tensor) -> int:

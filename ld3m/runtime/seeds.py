@@ -6,7 +6,7 @@ logging draw the same numbers as an uninterrupted one.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -23,7 +23,7 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def scoped_global_rng(seed: int, *purpose: object) -> Iterator[None]:
+def scoped_global_rng(seed: int, *purpose: object) -> Generator[None]:
     """Seed torch's global generators inside the block and put their states back after it.
 
     Only for what takes no generator of its own: dropout inside a network.

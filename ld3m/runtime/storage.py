@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ _REMEDIES = {
 
 
 @contextlib.contextmanager
-def clear_write_errors(path: Path) -> Iterator[None]:
+def clear_write_errors(path: Path) -> Generator[None]:
     """Turn an operating-system error of the block into one that names the path and the remedy."""
     try:
         yield
@@ -48,7 +48,7 @@ def require_writable(folder: Path, remedy: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes the name, on failure it is removed.
 
     The name is the process's own, so that two processes on one folder never write into each other's file; what a killed

@@ -18,7 +18,7 @@ __all__ = ["SELECTORS", "ClassStatistics", "Moments", "SampleConfig", "Selector"
 
 @dataclass(frozen=True)
 class Selector:
-    """How a class's statistics are gathered, and its latents chosen by them."""
+    """A way to gather a class's statistics, and to choose its latents by them."""
 
     gather: Callable[..., ClassStatistics]
     select: Callable[..., tuple]

@@ -20,7 +20,8 @@ from ld3m.errors import MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
 from ld3m.runs import pictures
 from ld3m.runs.facts import measured
-from ld3m.runs.result import DISTILLED, Result, load
+from ld3m.runs.folder import DISTILLED, GRID
+from ld3m.runs.result import Result, load
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.rows import RowFile
@@ -73,7 +74,7 @@ def sample_dataset(
         result = load(job.folder.path)
         if out is None:
             return _detached(result)
-    if not (job.folder.path / "grid.png").is_file():
+    if not (job.folder.path / GRID).is_file():
         result.draw_grid(job.folder.path)
     seconds = time.perf_counter() - started
     facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)

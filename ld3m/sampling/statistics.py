@@ -1,4 +1,4 @@
-"""What is known of a class before its images are sampled: Gaussians of its latents at a level of noise."""
+"""The statistics of a class before its images are sampled: Gaussians of its latents at a level of noise."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -37,11 +37,13 @@ class Space(Protocol):
 
 
 class SpaceSetup(Protocol[AnyPrior]):
-    """How a distillation in a space is set up, in the order of the methods.
+    """The set-up of a distillation in a space, in the order of the methods.
 
-    `has_chain` says whether the reverse chain is run, `gpu_dtype` what the prior's weights are on a GPU by default.
+    `settings` names the fields of the config that not every space takes and this one does; `has_chain` says whether the
+    reverse chain is run, `gpu_dtype` what the prior's weights are on a GPU by default.
     """
 
+    settings: frozenset[str]
     has_chain: bool
     gpu_dtype: str
 
@@ -65,6 +67,7 @@ class SpaceSetup(Protocol[AnyPrior]):
 class DiffusionSetup:
     """The parts of a set-up that all spaces with a latent diffusion model share."""
 
+    settings: frozenset[str] = frozenset()
     has_chain = False
     gpu_dtype = "bfloat16"
 

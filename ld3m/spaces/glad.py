@@ -52,9 +52,9 @@ class GladSpace:
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
         kept, again = rows.tensor_split([round(self.retain * len(rows))])
-        images = [self._synthesise(part) for part in kept.split(self.micro_batch) if len(part)]
+        images = [self._synthesize(part) for part in kept.split(self.micro_batch) if len(part)]
         images += [
-            checkpoint(self._synthesise, part, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._synthesize, part, use_reentrant=False, preserve_rng_state=False)
             for part in again.split(self.micro_batch)
             if len(part)
         ]
@@ -63,16 +63,17 @@ class GladSpace:
     def apply_plan(self, plan: Plan) -> None:
         self.retain, self.micro_batch = plan.retain, plan.micro_batch
 
-    def _synthesise(self, rows: Tensor) -> Tensor:
-        return self.generator.synthesise(self.parameters["features"][rows], self.parameters["codes"][rows], self.layer)
+    def _synthesize(self, rows: Tensor) -> Tensor:
+        return self.generator.synthesize(self.parameters["features"][rows], self.parameters["codes"][rows], self.layer)
 
     def project(self) -> None:
         """Features and codes may go anywhere."""
 
 
 class GladSetup:
-    """How a distillation in this space is set up."""
+    """The set-up of a distillation in this space."""
 
+    settings = frozenset({"memory_budget", "retain", "layer", "lr_codes"})
     has_chain = False
     gpu_dtype = "float32"  # the filters would be rounded as well
 
@@ -82,6 +83,8 @@ class GladSetup:
         return load_stylegan(given or generator_name(config), device=device, dtype=config.dtype or "float32")
 
     def check(self, config: ResolvedDistillConfig, prior: StyleGAN) -> None:
+        if config.init == "kmeans":
+            raise ConfigError("init 'kmeans' needs an encoder, which space 'glad' has not; take 'real' or 'noise'")
         layer, num_layers = layer_of(config), len(prior.layers)
         if not 0 <= layer < num_layers:
             raise ConfigError(

@@ -107,10 +107,12 @@ class LatentSpace:
 
 
 class LatentSetup(DiffusionSetup):
-    """How a distillation in one of these two spaces is set up."""
+    """The set-up of a distillation in one of these two spaces."""
 
     def __init__(self, *, has_chain: bool) -> None:
         self.has_chain = has_chain
+        shared = {"memory_budget", "retain", "latent_size", "attention"}
+        self.settings = frozenset(shared | {"cuda_graphs"} if has_chain else shared)
 
     def check(self, config: ResolvedDistillConfig, prior: Prior) -> None:
         if config.latent_size is None:

@@ -45,7 +45,7 @@ class PixelSpace:
 
 
 class PixelSetup(DiffusionSetup):
-    """How a distillation of pixels is set up; of the prior, the resolution alone is asked for."""
+    """The set-up of a distillation of pixels; of the prior, the resolution alone is asked for."""
 
     def plan(self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> None:
         """Nothing is planned."""

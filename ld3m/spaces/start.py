@@ -1,4 +1,4 @@
-"""Where the optimisation of latents, conditioning and pixels starts: real images, noise, or another distilled set."""
+"""The start of the optimisation of latents, conditioning and pixels: real images, noise, or another distilled set."""
 
 import itertools
 from collections.abc import Sequence

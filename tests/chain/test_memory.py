@@ -40,7 +40,7 @@ class Evaluations:
     guided=st.booleans(),
 )
 def test_exactly_the_evaluations_met_first_are_kept(priors, inputs, steps, num_images, retain, micro_batch, guided):
-    """round(retain · T · N) evaluations, those of the last steps, are not made again on the way back."""
+    """round(retain · T · N) evaluations, those of the last steps, are not recomputed on the way back."""
     prior = priors("vq")
     latents, conditioning, noise, cotangent = inputs(prior, num_images)
     with pytest.MonkeyPatch.context() as patch:

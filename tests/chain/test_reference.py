@@ -140,7 +140,7 @@ def official_start(reference, monkeypatch):
 @pytest.mark.usefixtures("official_start")
 def test_float64_chain_from_the_official_start(load, monkeypatch, name, tag):
     chain = load(name, tag, "f64")
-    # The first gradient meets a half-kept chain, those after it one whose evaluations are made again.
+    # The first gradient meets a half-kept chain, those after it one whose evaluations are recomputed.
     chain.run(chain.given("noise"), monkeypatch, retain=0.5)
     assert chain.check_states(1e-9) == 2
     assert chain.check_images(1e-9, 1e-9)

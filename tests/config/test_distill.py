@@ -114,25 +114,6 @@ def test_a_number_that_yaml_takes_for_a_word_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("space", "name", "value", "spaces"),
-    [
-        ("ld3m", "layer", 0, "glad"),
-        ("pixel", "lr_codes", 0.1, "glad"),
-        ("glad", "latent_size", 16, "ld3m or autoencoder"),
-        ("glad", "attention", "bmm", "ld3m or autoencoder"),
-        ("autoencoder", "cuda_graphs", True, "ld3m"),
-        ("pixel", "memory_budget", "1GB", "ld3m or autoencoder or glad"),
-        ("pixel", "retain", 0.5, "ld3m or autoencoder or glad"),
-    ],
-)
-def test_what_a_space_has_no_use_for_is_refused(space, name, value, spaces):
-    with pytest.raises(
-        ConfigError, match=f"{name} is for space {spaces}, and the space is '{space}'; leave {name} out"
-    ):
-        build({"space": space, name: value})
-
-
-@pytest.mark.parametrize(
     ("resolution", "algorithm", "expected"),
     [
         (32, "dc", {"preset": "builtin", "steps": 10, "evaluate": "quick"}),

@@ -70,8 +70,9 @@ def test_statistics_are_those_of_all_pixels(count, side, chunk, seed):
 def test_normalise_keeps_the_dtype_and_standardises(image_set, dtype):
     mean, std = channel_statistics(image_set.images)
     data = Dataset("x", image_set, None, mean, std, image_set.class_names, (None, None), 4)
-    normalised = data.normalise(image_set.batch(range(7)).to(dtype))
+    normalised = data.normalize(image_set.batch(range(7)).to(dtype))
     assert normalised.dtype == dtype
+    assert torch.equal(data.normalise(image_set.batch(range(7)).to(dtype)), normalised)  # its former name
     channels = normalised.double().transpose(0, 1).flatten(1)
     tolerance = 5e-3 if dtype == torch.float16 else 1e-5
     torch.testing.assert_close(channels.mean(1), torch.zeros(3, dtype=torch.float64), atol=tolerance, rtol=0)

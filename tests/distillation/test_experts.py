@@ -68,7 +68,7 @@ def test_training_is_plain_sgd(augment, dataset, tmp_path):
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(stored[f"{epoch:03d}/{name}"], parameter.detach(), rtol=1e-5, atol=1e-7)
         for index in torch.randperm(40, generator=generator).split(16):
-            images = dataset.normalise(dataset.train.batch(index))
+            images = dataset.normalize(dataset.train.batch(index))
             images = dsa.augment(images, generator) if augment else images
             loss = F.cross_entropy(network(images), dataset.train.labels[index])
             gradients = torch.autograd.grad(loss, list(network.parameters()))
@@ -83,7 +83,7 @@ def test_experts_learn(dataset, tmp_path):
     accuracy = []
     for epoch in (0, 20):
         network.load_state_dict({k.split("/")[1]: v for k, v in stored.items() if k.startswith(f"{epoch:03d}/")})
-        predicted = network(dataset.normalise(dataset.train.batch(torch.arange(40)))).argmax(1)
+        predicted = network(dataset.normalize(dataset.train.batch(torch.arange(40)))).argmax(1)
         accuracy.append(float((predicted == dataset.train.labels).float().mean()))
     assert accuracy[0] < 0.8
     assert accuracy[1] > 0.95
@@ -177,7 +177,7 @@ def test_pair_fits_the_matching_loss(folder, dataset):
     """One student step on all the real images, without augmentation, goes some of an expert's way."""
     network = networks.build("ConvNet", **SIZE, generator=torch.Generator())
     start, target = experts.load_experts(folder, **SIZE).pair(0, 0, 3)
-    images = dataset.normalise(dataset.train.batch(torch.arange(40)))
+    images = dataset.normalize(dataset.train.batch(torch.arange(40)))
     loss = mtt_loss(network, start, target, images, dataset.train.labels, 0.05, [torch.arange(40)])
     assert 0 < float(loss) < 1
 
@@ -245,6 +245,6 @@ def test_fresh_weights_have_the_loss_of_guessing(folder, dataset):
     start, _ = experts.load_experts(folder, **SIZE).pair(0, 0, 1)
     for parameter, value in zip(network.parameters(), start, strict=True):
         parameter.data.copy_(value)
-    images = dataset.normalise(dataset.train.batch(torch.arange(40)))
+    images = dataset.normalize(dataset.train.batch(torch.arange(40)))
     network.requires_grad_(False)
     assert abs(float(F.cross_entropy(network(images), dataset.train.labels)) - math.log(3)) < 0.3

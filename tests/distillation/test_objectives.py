@@ -93,10 +93,10 @@ def test_the_gradient_is_that_of_plain_autograd(algorithm, plain, job, noise, ne
     got = gradients_of(made.space)
 
     leaves = [p.detach().clone().requires_grad_() for p in made.space.parameters.values()]
-    rendered = made.dataset.normalise(plain_render(tiny_prior, *leaves, torch.cat(noise)))
+    rendered = made.dataset.normalize(plain_render(tiny_prior, *leaves, torch.cat(noise)))
     train = made.dataset.train
     expected = sum(
-        plain(network, made.dataset.normalise(train.batch(train.of_class(k))), rendered[k * IPC : (k + 1) * IPC], k)
+        plain(network, made.dataset.normalize(train.batch(train.of_class(k))), rendered[k * IPC : (k + 1) * IPC], k)
         for k in range(3)
     )
     expected.backward()
@@ -206,11 +206,11 @@ def test_a_small_class_leaves_the_others_their_real_batch(coloured, tiny_prior, 
     settings |= {"algorithm": "dm", "evaluate": "none", "real_batch": 100, "holdout": 0.0}
     made = prepare((images[kept], labels[kept]), settings, out=None, resume=False, overwrite=False)
     loss = objective_of(made, progress=False).backward(0)
-    train, rendered = made.dataset.train, made.dataset.normalise(made.space.render(torch.arange(6), (0,)))
+    train, rendered = made.dataset.train, made.dataset.normalize(made.space.render(torch.arange(6), (0,)))
     members = [train.of_class(k) for k in range(3)]
     assert [len(index) for index in members] == [12, 3, 12]
     expected = sum(
-        plain_dm(network, made.dataset.normalise(train.batch(members[k])), rendered[k * IPC : (k + 1) * IPC], k)
+        plain_dm(network, made.dataset.normalize(train.batch(members[k])), rendered[k * IPC : (k + 1) * IPC], k)
         for k in range(3)
     )
     got = gradients_of(made.space)

@@ -13,7 +13,7 @@ LABELS = torch.arange(12) % 3
 RANGES = {
     "signed": lambda data, images: images * 2 - 1,
     "bytes": lambda data, images: images * 255,
-    "normalized": lambda data, images: data.normalise(images),
+    "normalized": lambda data, images: data.normalize(images),
 }
 
 

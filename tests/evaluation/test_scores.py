@@ -11,9 +11,9 @@ from ld3m.evaluation.runner import Training
 
 
 def test_the_scores_are_normalised_to_the_unit_interval():
-    assert scores.normalised(-1) == 0
-    assert scores.normalised(1) == pytest.approx(1)
-    assert scores.normalised(0) == pytest.approx((1 - 1 / math.e) / (math.e - 1 / math.e))
+    assert scores.normalized(-1) == 0
+    assert scores.normalized(1) == pytest.approx(1)
+    assert scores.normalized(0) == pytest.approx((1 - 1 / math.e) / (math.e - 1 / math.e))
 
 
 def accuracies(table: dict[Training, float]):

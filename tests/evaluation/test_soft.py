@@ -13,7 +13,7 @@ from ld3m.errors import ConfigError
 from ld3m.evaluation import Report, TeacherTraining, comparison, evaluate, train_teacher
 from ld3m.evaluation.augmentation import Mix
 from ld3m.evaluation.protocols import Recipe, find, half_cosine
-from ld3m.evaluation.training import NormalisedImages, _loss, train
+from ld3m.evaluation.training import NormalizedImages, _loss, train
 from ld3m.runs.report import layout
 
 
@@ -237,7 +237,7 @@ def test_a_full_training_that_is_too_short_is_said(toy, pair, brief, caplog, mon
     monkeypatch.setattr(
         "ld3m.evaluation.comparison.train_and_test",
         lambda _name, images, *_args, **_more: [
-            [10.0 if isinstance(part, NormalisedImages) else 40.0] for part in images
+            [10.0 if isinstance(part, NormalizedImages) else 40.0] for part in images
         ],
     )
     evaluate(

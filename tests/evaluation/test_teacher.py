@@ -21,7 +21,7 @@ def teacher(toy, tmp_path) -> Teacher:
 
 def test_a_teacher_learns_and_says_how_well(teacher, toy):
     assert teacher.about["test_accuracy"] > 90  # chance is 33
-    logits = teacher.logits(toy.normalise(toy.test.batch(range(90))), toy)
+    logits = teacher.logits(toy.normalize(toy.test.batch(range(90))), toy)
     assert 100 * float((logits.argmax(1) == toy.test.labels).float().mean()) == pytest.approx(
         teacher.about["test_accuracy"]
     )
@@ -29,7 +29,7 @@ def test_a_teacher_learns_and_says_how_well(teacher, toy):
 
 def test_a_loaded_teacher_gives_the_same_answers(teacher, toy, tmp_path):
     loaded = load_teacher(tmp_path / "teacher.safetensors")
-    images = toy.normalise(toy.test.batch(range(5)))
+    images = toy.normalize(toy.test.batch(range(5)))
     assert torch.equal(loaded.logits(images, toy), teacher.logits(images, toy))
     assert (loaded.name, loaded.about) == (teacher.name, teacher.about)
     assert (loaded.class_names, loaded.resolution) == (("red", "green", "blue"), 8)
@@ -48,8 +48,8 @@ def test_the_same_seed_gives_the_same_file_and_another_one_another_name(teacher,
 def test_images_are_seen_by_the_teachers_own_statistics(teacher, toy):
     images = toy.test.batch(range(4))
     other = replace(toy, mean=torch.tensor([0.1, 0.2, 0.3]), std=torch.tensor([0.5, 0.4, 0.3]))
-    wanted = teacher.logits(toy.normalise(images), toy)
-    torch.testing.assert_close(teacher.logits(other.normalise(images), other), wanted, rtol=1e-4, atol=1e-4)
+    wanted = teacher.logits(toy.normalize(images), toy)
+    torch.testing.assert_close(teacher.logits(other.normalize(images), other), wanted, rtol=1e-4, atol=1e-4)
 
 
 def changed(toy, class_names: tuple[str, ...]):

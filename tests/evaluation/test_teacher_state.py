@@ -46,7 +46,7 @@ def test_its_weights_are_the_average_of_a_training_with_augmentation_on_small_ba
         draw, recipe = seeds.generator(3, "teacher"), Recipe(lr, 4, decay)
         network = networks.build("ConvNet-w0.06", num_classes=3, resolution=8, generator=draw)
         protocol = Protocol("own", (), {}, batch=batch, augmentation=augmentation, momentum=0.9, weight_decay=5e-4)
-        images = toy.normalise(toy.train.batch(range(len(toy.train))))
+        images = toy.normalize(toy.train.batch(range(len(toy.train))))
         train([network], [images], toy.train.labels, protocol, recipe, [draw])
         return weights(network)
 
@@ -76,6 +76,6 @@ def test_dropout_follows_the_seed_and_leaves_the_global_generator_alone(coloured
 
 def test_the_training_is_on_the_training_images_and_the_accuracy_of_the_test_images(trained, toy):
     teacher = trained(epochs=6)
-    answers = teacher.logits(toy.normalise(toy.test.batch(range(len(toy.test)))), toy).argmax(1)
+    answers = teacher.logits(toy.normalize(toy.test.batch(range(len(toy.test)))), toy).argmax(1)
     right = 100 * float((answers == toy.test.labels).double().mean())
     assert (teacher.about["test_accuracy"], teacher.about["train_images"]) == (pytest.approx(right), 60)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ld3m.evaluation import training
 from ld3m.evaluation.protocols import Recipe
-from ld3m.evaluation.training import NormalisedImages, accuracy, train, train_and_test
+from ld3m.evaluation.training import NormalizedImages, accuracy, train, train_and_test
 from ld3m.matching import dsa
 from ld3m.runtime import seeds
 
@@ -44,12 +44,12 @@ def test_a_separable_set_is_learnt(toy, brief, first):
 
 
 def test_a_set_of_bytes_is_normalised_batch_by_batch_and_stays_as_it_is(toy):
-    bytes_of = NormalisedImages(toy.train.images, toy, "cpu")
+    bytes_of = NormalizedImages(toy.train.images, toy, "cpu")
     at = torch.tensor([7, 0, 31])
     assert bytes_of.images.data_ptr() == toy.train.images.data_ptr()
-    assert torch.equal(bytes_of[at], toy.normalise(toy.train.batch(at)))
+    assert torch.equal(bytes_of[at], toy.normalize(toy.train.batch(at)))
     floats = toy.train.batch(range(60)).bfloat16()
-    assert torch.equal(NormalisedImages(floats, toy, "cpu")[at], toy.normalise(floats[at].float()))
+    assert torch.equal(NormalizedImages(floats, toy, "cpu")[at], toy.normalize(floats[at].float()))
 
 
 def test_same_seed_same_weights_other_seed_others(toy, brief, first):
@@ -58,7 +58,7 @@ def test_same_seed_same_weights_other_seed_others(toy, brief, first):
         generator = torch.Generator().manual_seed(seed)
         for parameter in network.parameters():
             nn.init.normal_(parameter, generator=generator)
-        train([network], [toy.normalise(first[0])], first[1], brief, Recipe(0.01, 5, 0.8), [generator])
+        train([network], [toy.normalize(first[0])], first[1], brief, Recipe(0.01, 5, 0.8), [generator])
         return network(toy.test.batch(range(5))).detach()
 
     assert torch.equal(logits(3), logits(3))

@@ -75,7 +75,7 @@ def test_new_weights_are_not_compiled_again(algorithm, small_network, seeded):
     torch._dynamo.utils.counters.clear()
     losses = []
     for seed in (0, 1):
-        networks.initialise(network, torch.Generator().manual_seed(seed))
+        networks.initialize(network, torch.Generator().manual_seed(seed))
         losses.append(call(compile=True))
         torch.testing.assert_close(losses[-1], call())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -33,7 +33,7 @@ def test_convnet_depth_follows_resolution(resolution, depth):
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
-@pytest.mark.parametrize("name", networks.NAMES[:5])
+@pytest.mark.parametrize("name", list(networks.NETWORKS)[:5])
 def test_half_width(name, resolution):
     full = networks.blueprint(name, num_classes=5, resolution=resolution)
     half = networks.build(f"{name}-w0.5", num_classes=5, resolution=resolution, generator=torch.Generator())
@@ -87,7 +87,7 @@ def test_initialisation_is_that_of_torch(norm):
 def test_initialisation_of_the_other_convolutional_networks_is_that_of_torch(constructor):
     torch.manual_seed(3)
     expected = constructor(10, 32, scale=0.1)
-    got = networks.initialise(constructor(10, 32, scale=0.1), torch.Generator().manual_seed(3))
+    got = networks.initialize(constructor(10, 32, scale=0.1), torch.Generator().manual_seed(3))
     for (name, value), other in zip(expected.named_parameters(), got.parameters(), strict=True):
         torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-8, msg=name)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ld3m.ops.backends import missing
-from ld3m.ops.gradient_distance import gradient_distance
+from ld3m.ops.gradient_distance import distances_and_directions
 from ld3m.ops.group_norm_silu import group_norm_silu
 from ld3m.ops.instance_norm_relu_pool import instance_norm_relu_pool
 from ld3m.ops.nearest_code import nearest_code
@@ -16,7 +16,9 @@ OPS = {
     "nearest_code": lambda x, **options: nearest_code(x.flatten(0, 2), x[0, 0], **options),
     "instance_norm_relu_pool": lambda x, **options: instance_norm_relu_pool(x, x[0, :, 0, 0], x[1, :, 0, 0], **options),
     "group_norm_silu": lambda x, **options: group_norm_silu(x, 4, x[0, :, 0, 0], x[1, :, 0, 0], **options),
-    "gradient_distance": lambda x, **options: gradient_distance([x.flatten(1)], [x.flatten(1).flip(0)], **options),
+    "gradient_distance": lambda x, **options: distances_and_directions(
+        [x.flatten(1)[None]], [x.flatten(1).flip(0)[None]], **options
+    )[0],
 }
 NATIVE = ("reverse_step", "nearest_code", "instance_norm_relu_pool")
 

@@ -154,7 +154,7 @@ def test_each_layer_computes_what_the_official_one_does(case, stylegan_tensors, 
 def test_images_and_their_vjp_are_the_official_ones(layer, case, stylegan_tensors, relative_error):
     generator, given, tolerance = case
     codes = given("in/ws").requires_grad_()
-    images = generator.synthesise(generator.features(codes, layer), codes[:, 1 + layer :], layer)
+    images = generator.synthesize(generator.features(codes, layer), codes[:, 1 + layer :], layer)
     assert relative_error(images, stylegan_tensors["out/image.f64"]) <= min(tolerance, 5e-6)
     (grad,) = torch.autograd.grad(images, codes, given("in/cotangent"))
     assert relative_error(grad, stylegan_tensors["out/image_vjp_ws.f64"]) <= tolerance
@@ -164,7 +164,7 @@ def test_images_and_their_vjp_are_the_official_ones(layer, case, stylegan_tensor
 def test_images_of_features_and_their_vjps_are_the_official_ones(layer, case, stylegan_tensors, relative_error):
     generator, given, tolerance = case
     features, codes = given(f"from_f{layer}.f").requires_grad_(), given("in/ws")[:, 1 + layer :].requires_grad_()
-    images = generator.synthesise(features, codes, layer)
+    images = generator.synthesize(features, codes, layer)
     official = {key: stylegan_tensors[f"from_f{layer}.{key}.f64"] for key in ("image", "vjp_f", "vjp_ws")}
     assert relative_error(images, official["image"]) <= tolerance
     of_features, of_codes = torch.autograd.grad(images, (features, codes), given("in/cotangent"))
@@ -190,7 +190,7 @@ def test_the_published_iteration_is_ours(case, published_glad, stylegan_tensors,
         for values in (published_glad.MEAN, published_glad.STD)
     )
     leaves = [tensor.clone().requires_grad_() for tensor in (features, codes)]
-    made = [generator.synthesise(*(tensor[k : k + 1] for tensor in leaves), 12) for k in range(2)]
+    made = [generator.synthesize(*(tensor[k : k + 1] for tensor in leaves), 12) for k in range(2)]
     image = ((torch.cat(made) + 1) / 2 - mean) / std
     ours = (*torch.autograd.grad(image, leaves, given("in/cotangent")), image)
     for got, again, want in zip((*published, *shown), ours, official, strict=True):
@@ -230,7 +230,7 @@ def test_a_file_in_another_precision_is_read_as_it_is(stylegan_file, stylegan_te
     assert {p.dtype for p in (*generator.parameters(), *generator.buffers())} == {torch.bfloat16}
     assert not any(p.requires_grad for p in generator.parameters())
     features, codes = stylegan_tensors["from_f12.f"], stylegan_tensors["in/ws"][:, 13:]
-    images = generator.synthesise(features, codes, 12)
+    images = generator.synthesize(features, codes, 12)
     assert images.dtype == torch.float32
     exact = stylegan_tensors["from_f12.image.f64"]
     assert 1e-4 < (images - exact).square().mean().sqrt() / exact.std() < 0.03
@@ -268,7 +268,7 @@ def test_the_random_generator_is_that_of_everybody_and_makes_different_images():
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     codes = first.map(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)))
-    images = first.synthesise(first.features(codes, 4), codes[:, 5:], 4)
+    images = first.synthesize(first.features(codes, 4), codes[:, 5:], 4)
     assert images.shape == (3, 3, 32, 32)
     assert 0.05 < images.std() < 1
     assert (images[1:] - images[:1]).abs().mean() > 0.01

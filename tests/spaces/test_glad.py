@@ -34,7 +34,7 @@ def make(generator):
 def test_images_are_those_of_the_layers_left(make, generator):
     space, rows = make(), torch.tensor([3, 0])
     images = space.render(rows, (0,)).detach()
-    made = generator.synthesise(space.parameters["features"][rows], space.parameters["codes"][rows], LAYER)
+    made = generator.synthesize(space.parameters["features"][rows], space.parameters["codes"][rows], LAYER)
     assert torch.equal(images, ((made + 1) / 2).clamp(0, 1))
     assert torch.equal(images, space.render(rows, (1,)))  # nothing is random
 
@@ -78,7 +78,7 @@ def test_less_is_held_where_less_is_kept(make):
 
 def test_images_of_another_size_are_resized_with_antialiasing(make, generator):
     space = make(resolution=12)
-    made = generator.synthesise(space.parameters["features"], space.parameters["codes"], LAYER)
+    made = generator.synthesize(space.parameters["features"], space.parameters["codes"], LAYER)
     smooth = F.interpolate(made, (12, 12), mode="bilinear", antialias=True, align_corners=False)
     torch.testing.assert_close(space.render(torch.arange(ROWS), ()), ((smooth + 1) / 2).clamp(0, 1))
 
@@ -103,7 +103,7 @@ def test_the_published_scheme_gives_the_same_gradients(layer, generator, publish
         generator, features, codes, layer, lambda images: cotangent, split=3, mean=zero, std=one
     )
     leaves = [tensor.clone().requires_grad_() for tensor in (features, codes)]
-    images = (generator.synthesise(*leaves, layer) + 1) / 2
+    images = (generator.synthesize(*leaves, layer) + 1) / 2
     for got, want in zip(torch.autograd.grad(images, leaves, cotangent), published, strict=True):
         assert relative_error(got, want) <= 1e-12
     split = published_glad.iteration(

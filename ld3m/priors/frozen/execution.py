@@ -1,4 +1,4 @@
-"""How a frozen prior's networks are run: the switches, each with an off position."""
+"""The execution of a frozen prior's networks: its switches, each with an off position."""
 
 from dataclasses import dataclass, replace
 

@@ -130,12 +130,14 @@ class _Slot:
         self._replay_call, self._replay_vjp = record(self._forward, self._backward, forget=self._forget)
 
     def predict(self, *inputs: Tensor | None) -> Tensor:
+        """Replay the call on latents, row and conditioning like the recorded ones; return a copy of the prediction."""
         self._fill(self._inputs, inputs)
         self._replay_call()
         assert self._predictions is not None  # of the call that was replayed
         return self._predictions.detach().clone()
 
     def pull_back(self, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Replay the vector-Jacobian product of the last call, in the latents and in the conditioning."""
         self._fill((self._cotangent,), (cotangent,))
         self._replay_vjp()
         assert self._grads is not None  # of the product that was replayed

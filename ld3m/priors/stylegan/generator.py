@@ -252,7 +252,7 @@ class StyleGAN(nn.Module):
             x = module(x, code)
         return x
 
-    def synthesise(self, features: Tensor, codes: Tensor, layer: int) -> Tensor:
+    def synthesize(self, features: Tensor, codes: Tensor, layer: int) -> Tensor:
         """Run the layers from number `layer` on.
 
         Args:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-def initialise(network: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+def initialize(network: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Draw all weights anew, in the order of `network.modules()`, and return the network.
 
     Convolutions and linear layers: weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)). Norms: 1 and 0. What a module
