@@ -22,6 +22,7 @@ DISTILLED, GRID, CURVES, FACTS, PAGE = (
 EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
     "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
 )  # fmt: skip
+EVALUATIONS = "evaluations"  # folder of those before the newest
 _OWN = (
     CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE, DISTILLED, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
     EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS,
@@ -78,7 +79,7 @@ class RunFolder:
         settings = to_yaml(config, data=data)
         with clear_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            made = ["images/*/*.png"]
+            made = ["images/*/*.png", f"{EVALUATIONS}/*.json"]
             for kept, pattern in _REUSED.items():
                 made += [] if getattr(config, kept, None) else [pattern]
             found = (path for pattern in made for path in self.path.glob(pattern))
