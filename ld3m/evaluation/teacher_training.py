@@ -59,8 +59,8 @@ def train_teacher(
         seeds.scoped_global_rng(training.seed, "teacher dropout"),
         torch.enable_grad(),
     ):
-        is_finite = train([network], [images], labels, protocol, recipe, [generator], each_epoch=bar.update)
-    if not is_finite.all():
+        losses = train([network], [images], labels, protocol, recipe, [generator], each_epoch=bar.update)
+    if not losses.isfinite().all():
         raise NumericsError(
             f"the teacher diverged: its loss or weights are not finite; lower lr, which is {training.lr}"
         )

@@ -89,11 +89,11 @@ def train_and_test(
     is_drawing = has_dropout(built[0])
     scope = seeds.scoped_global_rng(generators[0].initial_seed(), "dropout") if is_drawing else nullcontext()
     with scope, torch.enable_grad():
-        is_finite = train(
+        losses = train(
             built, [ready[id(part)] for part in images], labels.to(device), protocol, protocol.recipe(name), generators,
             answers=answers, each_epoch=each_epoch, test=test,
         )  # fmt: skip
-    return [outcome if is_whole else None for outcome, is_whole in zip(outcomes, is_finite.tolist(), strict=True)]
+    return [outcome if is_whole else None for outcome, is_whole in zip(outcomes, losses.isfinite(), strict=True)]
 
 
 def train(
@@ -118,7 +118,7 @@ def train(
         test: called after each of the last epochs, with copies that have the averages.
 
     Returns:
-        Whether the losses and weights of each repeat stayed finite from first to last, bool (R,).
+        Their last losses, (R,); NaN where losses and weights did not stay finite from first to last.
     """
     model, copies = _Repeats(built), copy.deepcopy(list(built))
     autocast = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
@@ -153,7 +153,7 @@ def train(
             model.hand_out(copies)
             test(copies)
     model.hand_out(built)
-    return is_finite & model.are_finite()
+    return losses.detach().masked_fill(~(is_finite & model.are_finite()), torch.nan)
 
 
 class _Repeats:
