@@ -151,8 +151,7 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
         return build(settings, kind())
     _, stored = folder.stored(kind)
     given = build({k: v for k, v in settings.items() if v is not None}, base=stored)
-    moved = {name: getattr(given, name) for name in SOURCES if hasattr(given, name)}  # looked at once they are open
-    here = replace(stored, **moved)
+    here = replace(stored, **{name: getattr(given, name) for name in SOURCES if _is_path(getattr(given, name, None))})
     changed = differences(here, given)
     if changed:
         raise ConfigError(
@@ -160,8 +159,12 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
             "start anew with another --out"
         )
     for name in ("prior", "prior_config", "experts"):
-        value = getattr(here, name, None)
-        if value and Path(value).is_absolute() and not Path(value).exists():
-            option = name.replace("_", "-")
+        value, option = getattr(here, name, None), name.replace("_", "-")
+        if value and Path(value).is_absolute() and not _is_path(value):
             raise ConfigError(f"{name} {value} of the run is not there; if it was moved, say where to: --{option} PATH")
     return here
+
+
+def _is_path(value: object) -> bool:
+    """Whether a setting names a file or folder that is there; whether it is what it was shows once it is open."""
+    return isinstance(value, str) and Path(value).is_absolute() and Path(value).exists()
