@@ -1,9 +1,11 @@
 """Evaluations of a run side by side: none is destroyed, and page and card show all."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from ld3m.config import DistillConfig, to_yaml
 from ld3m.evaluation import comparison, evaluate
 from ld3m.runs.evaluations import earlier_files, readable_name
 from ld3m.runs.exporting import export
@@ -59,8 +61,6 @@ def test_the_same_evaluation_again_replaces_itself(go):
 
 def test_of_another_set_of_the_same_folder_too(go, result):
     go(63.25)
-    from dataclasses import replace
-
     replace(result, images=result.images.flip(3) * 0.5).save(go.folder)
     go(12.5)
     assert list(kept(go.folder).values()) == [63.25]
@@ -113,13 +113,11 @@ def test_names_are_readable_and_of_bounded_length():
 
 
 def test_overwriting_a_run_removes_its_evaluations_and_resuming_does_not(go):
-    from ld3m.config import DistillConfig
-
     go(63.25)
     go(10.5, seed=1)
     mine = go.folder / "evaluations" / "mine.txt"
     mine.write_text("kept")
-    (go.folder / "config.yaml").write_text("data: builtin\n")
+    (go.folder / "config.yaml").write_text(to_yaml(DistillConfig(), data="builtin"))
     RunFolder(go.folder, resume=True, overwrite=False).start("builtin", DistillConfig(), "")
     assert len(earlier_files(go.folder)) == 1
     RunFolder(go.folder, resume=False, overwrite=True).start("builtin", DistillConfig(), "")
