@@ -130,3 +130,24 @@ def test_the_fingerprint_of_experts_reads_the_last_epoch_of_each(tmp_path):
             save_tensors(file, {"000/w": torch.zeros(2), "001/w": last}, {"epochs": "1"})
         prints.append(Experts(files, ("w",), 1).fingerprint())
     assert prints[0] != prints[1]
+
+
+def test_statistics_of_other_values_are_refused_and_moved_ones_serve(coloured, tmp_path):
+    """What they follow from stays the same: only the values tell them apart."""
+    options = {"ipc": 1, "steps": 2, "stop": 1, "class_ids": (0, 1, 2), "evaluate": "none", "progress": False}
+
+    def sample(name, **more):
+        return ld3m.sample_dataset(coloured, prior="random:tiny", out=tmp_path / name, **options, **more)
+
+    sample("first")
+    statistics = (tmp_path / "first" / "statistics").rename(tmp_path / "statistics")
+    sample("run", statistics=statistics)
+    (tmp_path / "run" / "distilled.safetensors").unlink()  # so that there is something left to do
+    moved = statistics.rename(tmp_path / "moved")
+    sample("run", statistics=moved, resume=True)
+    (tmp_path / "run" / "distilled.safetensors").unlink()
+    path = moved / "class-00001.safetensors"
+    tensors, about = load_tensors(path)
+    save_tensors(path, {name: tensor + 0.5 for name, tensor in tensors.items()}, about)
+    with pytest.raises(ConfigError, match=REFUSED.format("statistics")):
+        sample("run", resume=True)
