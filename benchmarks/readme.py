@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ld3m.evaluation import Report
+from ld3m.runs.report import cell_text, layout, most_repeats
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,10 +25,12 @@ def accuracies(name: str, about: str) -> str:
         return ""
     report = Report.from_json(path.read_text())
     networks = list(dict.fromkeys(row["network"] for row in report.rows))
-    cells = {(row["set"], row["network"]): f"{row['mean']:.1f} ± {row['std']:.1f}" for row in report.rows}
+    columns, sets = layout(report.rows, report.unseen, report.distilled_with)
+    repeats = most_repeats(report.rows)
     lines = [about, "", f"| set | {' | '.join(networks)} | unseen mean |", "|---" * (len(networks) + 2) + "|"]
-    for name, (mean, std) in report.unseen.items():
-        lines.append(f"| {name} | {' | '.join(cells[name, n] for n in networks)} | **{mean:.1f} ± {std:.1f}** |")
+    for name, row in sets.items():
+        cells = {column: cell_text(column, cell, repeats) for column, cell in zip(columns, row, strict=True)}
+        lines.append(f"| {name} | {' | '.join(cells[n] for n in networks)} | **{cells['unseen mean']}** |")
     return "\n".join([*lines, ""])
 
 

@@ -24,6 +24,7 @@ from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
+from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import metadata_of, require_writable, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,14 @@ class Experts:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the weights that every expert ended with, so that little is read."""
+        ends: list[Tensor] = []
+        for path in self.files:
+            with _opened(path) as file:
+                ends += [file.get_tensor(f"{self.epochs:03d}/{name}") for name in self.names]
+        return fingerprint(ends, self.epochs)
 
     def pair(self, expert: int, start_epoch: int, expert_epochs: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return an expert's parameters at an epoch and `expert_epochs` later; nothing else is read from its file."""

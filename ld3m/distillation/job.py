@@ -17,7 +17,7 @@ from ld3m.matching import LOSSES
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import RunFolder
-from ld3m.runs.opening import Opening, Run, open_run, with_dtype
+from ld3m.runs.opening import Opening, Run, open_run, sources_of, with_dtype
 from ld3m.spaces import Space, setup_of
 
 logger = logging.getLogger(__name__)
@@ -55,15 +55,15 @@ def prepare(
     setup.check(config, prior)
     dataset = opening.load_data(config)
     dataset.train.require_per_class(config.ipc, "--ipc")
-    if not LOSSES[config.algorithm].is_streamed:
-        _check_experts(config, dataset, folder)
+    experts = None if LOSSES[config.algorithm].is_streamed else _check_experts(config, dataset, folder)
     plan = setup.plan(config, prior, dataset)
     if plan is not None:
         logger.info("%s", plan)
         config = replace(config, retain=plan.retain)
     space = setup.build(config, prior, dataset, plan, device)
     if folder is not None:
-        folder.start(opening.data_name, config, dataset.fingerprint)
+        sources = sources_of(prior, experts=None if experts is None else experts.fingerprint())
+        folder.start(opening.data_name, config, dataset.fingerprint, sources)
     return Job(config, opening.data_name, dataset, folder, device, space, plan)
 
 
@@ -93,18 +93,23 @@ def objective_of(job: Job, progress: bool) -> Objective:
     return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device)
 
 
-def _check_experts(config: ResolvedDistillConfig, dataset: Dataset, folder: RunFolder | None) -> None:
-    """Refuse experts that cannot serve before the run's folder is touched, and before any are trained."""
+def _check_experts(config: ResolvedDistillConfig, dataset: Dataset, folder: RunFolder | None) -> Experts | None:
+    """Refuse experts that cannot serve before the run's folder is touched, and before any are trained.
+
+    Returns:
+        Those that the settings name, None where some are to be trained.
+    """
     needed = config.max_start_epoch - 1 + config.expert_epochs
     if config.experts is not None:
-        _open_experts(config.experts, config, dataset)
-    elif folder is None:
+        return _open_experts(config.experts, config, dataset)
+    if folder is None:
         raise ConfigError("algorithm mtt needs experts=, a folder of trajectories, or out= to train and keep them in")
-    elif config.expert_training_epochs < needed:
+    if config.expert_training_epochs < needed:
         raise ConfigError(
             f"expert_training_epochs is at least max_start_epoch - 1 + expert_epochs = {needed}, "
             f"got {config.expert_training_epochs}; train experts for longer, or lower one of the two"
         )
+    return None
 
 
 def _open_experts(folder: str | Path, config: ResolvedDistillConfig, dataset: Dataset) -> Experts:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +24,14 @@ from ld3m.data import Dataset
 from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
+from ld3m.evaluation.divergence import Accuracies, at_halved_rate, halved
 from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.teacher import Teacher, load_teacher
 from ld3m.evaluation.training import NormalizedImages, has_dropout, train_and_test
+from ld3m.runs.evaluations import readable_name
 from ld3m.runs.report import Report, save_report, summary
 from ld3m.runs.result import Result
 from ld3m.runtime import seeds
@@ -54,9 +57,11 @@ def evaluate(
 ) -> Report:
     """Measure how well networks do on real test images after training on a distilled set.
 
-    A repeat of a network starts from the same weights and augmentation on every set. With a folder, `evaluation.json`
-    (`evaluation-soft.json` for soft labels) is written there at the end, and an interrupted evaluation goes on with the
-    trainings that are left.
+    A repeat of a network starts from the same weights and augmentation on every set. A training that diverges is no
+    result: all trainings of its network are repeated at half the rate, up to three times, and what diverges still has
+    None for an accuracy. With a folder, `evaluation.json` (`evaluation-soft.json` for soft labels) is written there at
+    the end, an earlier one is kept in `evaluations/`, and an interrupted evaluation goes on with the trainings that are
+    left.
 
     Args:
         result_or_folder: a Result, the output folder of a distillation, or images (N, 3, H, H) in [0, 1] with labels.
@@ -113,7 +118,7 @@ def evaluate(
         from ld3m.runs.page import publish  # which shows evaluations
 
         save_report(report, folder)
-        finished.forget(comparison.trainings)
+        finished.forget(comparison.tried)
         publish(folder)
     return report
 
@@ -158,6 +163,7 @@ class Comparison:
         self.result, self.data, self.protocol, self.config = result, data, protocol, config
         self.device, self.teacher, self.networks = device, teacher, config.networks or protocol.networks
         self.counts: list[int] = torch.bincount(result.labels, minlength=len(data.class_names)).tolist()
+        self.halvings = dict.fromkeys(self.networks, 0)  # of a network's rate, where a training of it diverged
         self.positions: dict[str, list[Tensor]] = {}  # of a baseline's images in the training split, by repeat
         self.seeds = {
             name: [self._generator(name, r).initial_seed() for r in range(config.repeats)] for name in self.networks
@@ -189,14 +195,23 @@ class Comparison:
     @property
     def trainings(self) -> list[Training]:
         """All that are to be done, first those of the rows, then those that are there for the scores alone."""
-        own = [Training(s, n, r) for r in range(self.config.repeats) for s in self.sets for n in self.networks]
+        own = [self._training(s, n, r) for r in range(self.config.repeats) for s in self.sets for n in self.networks]
         return own + self.extra
 
     @property
     def extra(self) -> list[Training]:
         """The trainings that are there for the scores alone."""
         facts = self.config.scores, self.protocol.labels, self.sets[0]
-        return [t for network in self.networks for t in robustness.trainings(*facts, network, self.config.repeats)]
+        needed = [t for network in self.networks for t in robustness.trainings(*facts, network, self.config.repeats)]
+        return [replace(t, halvings=self.halvings[t.network]) for t in needed]
+
+    @property
+    def tried(self) -> list[Training]:
+        """The trainings, and those at the higher rates before."""
+        return [replace(t, halvings=times) for t in self.trainings for times in range(t.halvings + 1)]
+
+    def _training(self, name: str, network: str, repeat: int) -> Training:
+        return Training(name, network, repeat, halvings=self.halvings[network])
 
     def images_and_labels(self, name: str, repeat: int) -> tuple[Tensor | NormalizedImages, Tensor]:
         """Return a set's images, distilled ones as floats in [0, 1], real ones as bytes, and its labels."""
@@ -208,33 +223,66 @@ class Comparison:
         return self.data.train.images[positions], self.data.train.labels[positions]
 
     def run(self, finished: Progress, together: bool, show: bool) -> None:
-        """Do the trainings that are not finished, the repeats of a network at once where `together` says so."""
+        """Do the trainings that are not finished, the repeats of a network at once where `together` says so; those of a
+        network that diverges again, at half the rate."""
+        self._run_left(finished, together, show)
+        while names := halved(self.trainings, finished.accuracies):
+            for name in sorted(names):
+                self.halvings[name] += 1
+                rate = at_halved_rate(self.protocol, name, self.halvings[name]).recipe(name).rate
+                logger.warning("%s is trained again on every set at half the rate, %g", name, rate)
+            self._run_left(finished, together, show)
+
+    def _run_left(self, finished: Progress, together: bool, show: bool) -> None:
         trainings = self.trainings
         batch = self.protocol.batch_size(len(self.result.labels), len(self.counts)) * self.data.resolution**2
         left = [training for training in trainings if training not in finished.accuracies]
         alone = {name for name in self.networks if has_dropout(self._blueprint(name))}  # draws from what threads share
+        diverged = halved(trainings, finished.accuracies)
+
+        def train(job: Job, each_epoch: Callable[[], None]) -> Sequence[Accuracies]:
+            return [None] * len(job) if job[0].network in diverged else self._train(job, each_epoch)
+
         with tqdm(total=len(trainings), initial=len(trainings) - len(left), desc="evaluate", disable=not show) as bar:
 
-            def note(training: Training, accuracies: list[float]) -> None:
+            def note(training: Training, accuracies: Accuracies) -> None:
                 finished.record(training, accuracies)
-                bar.set_postfix_str(f"{training.set}, {training.network}: {accuracies[-1]:.1f} %", refresh=False)
+                score = "diverged" if accuracies is None else f"{accuracies[-1]:.1f} %"
+                if accuracies is None and training.network not in diverged:
+                    self._say_diverged(training)
+                    diverged.update(halved([training], finished.accuracies))  # the others would be done again anyway
+                bar.set_postfix_str(f"{training.set}, {training.network}: {score}", refresh=False)
                 bar.update()
 
             most = min(self.config.repeats, num_together(batch)) if together else 1
             jobs = jobs_of([t for t in left if t.network not in alone], most)
-            run(jobs, self._train, note, num_workers(len(jobs), most * batch, self.device))
-            run(jobs_of([t for t in left if t.network in alone], 1), self._train, note, 1)
+            run(jobs, train, note, num_workers(len(jobs), most * batch, self.device))
+            run(jobs_of([t for t in left if t.network in alone], 1), train, note, 1)
+
+    def _say_diverged(self, training: Training) -> None:
+        rate = at_halved_rate(self.protocol, training.network, training.halvings).recipe(training.network).rate
+        logger.warning(
+            "%s on %s, repeat %d, diverged at rate %g", training.network, training.set, training.repeat, rate
+        )
 
     def key(self) -> str:
         """Return a digest of all that decides an accuracy beside set, network and repeat."""
         facts = [dataclasses.asdict(self.protocol), self.config.seed, self.data.fingerprint, self.device.type]
-        facts += [ld3m.__version__, torch.__version__, self.teacher and self.teacher.name, self.config.full_epochs]
+        facts += [ld3m.__version__, torch.__version__, self.teacher and self.teacher.digest, self.config.full_epochs]
         return fingerprint((self.result.images, self.result.labels), *facts)
 
-    def report(self, accuracies: Mapping[Training, list[float]], seconds: float) -> Report:
+    def name(self) -> str:
+        """Return the name that the evaluation is kept under beside others of the same set."""
+        own = self.config.repeats, self.config.baselines, self.config.scores
+        digest = fingerprint((), self.key(), self.networks, *own)
+        kind = self.protocol.name if self.protocol.labels == "hard" else f"{self.protocol.name}-soft"
+        return readable_name(kind, self.networks, self.config.seed, self.data.name, digest)
+
+    def report(self, accuracies: Mapping[Training, Accuracies], seconds: float) -> Report:
         """Gather the rows and all that a reader needs to judge or repeat them."""
         rows = [self._row(accuracies, name, network) for name in self.sets for network in self.networks]
         about = {
+            "key": self.name(),
             "data": self._describe_data(),
             "seed": self.config.seed,
             "seeds": self.seeds,
@@ -246,53 +294,63 @@ class Comparison:
         }
         about |= {"teacher": {"name": self.teacher.name, **self.teacher.about}} if self.teacher else {}
         about |= {"score_trainings": self._score_trainings(accuracies)} if self.config.scores else {}
+        lost = [t for t in self.trainings if accuracies[t] is None]
+        named = ("set", "network", "repeat", "variant")
+        about |= {"diverged": [{name: getattr(t, name) for name in named} for t in lost]} if lost else {}
         self._warn_of_short_training(accuracies)
-        used = {name: self.protocol.recipe(name) for name in self.networks}
+        used = {name: at_halved_rate(self.protocol, name, self.halvings[name]).recipe(name) for name in self.networks}
         protocol = dataclasses.asdict(replace(self.protocol, networks=self.networks, recipes=used))
+        if lowered := {name: self.protocol.recipe(name).rate for name, times in self.halvings.items() if times}:
+            protocol["lowered"] = lowered
         protocol = json.loads(json.dumps(protocol))  # tuples become lists: equal after to_json and from_json
         return Report(rows, protocol, self.result.config.get("network"), about)
 
-    def _row(self, accuracies: Mapping[Training, list[float]], name: str, network: str) -> dict[str, Any]:
-        own = [Training(name, network, repeat) for repeat in range(self.config.repeats)]
-        row = {"set": name, "network": network} | summary([accuracies[training][-1] for training in own])
+    def _row(self, accuracies: Mapping[Training, Accuracies], name: str, network: str) -> dict[str, Any]:
+        own = [self._training(name, network, repeat) for repeat in range(self.config.repeats)]
+        outcomes = [accuracies[training] for training in own]
+        row = {"set": name, "network": network} | summary(
+            [None if outcome is None else outcome[-1] for outcome in outcomes]
+        )
         if self.teacher:
             row |= {"labels": "soft", "teacher": self.teacher.name}
         if self.protocol.tested > 1:
-            row["best_epoch"] = summary([max(accuracies[training]) for training in own])
+            row["best_epoch"] = summary([None if outcome is None else max(outcome) for outcome in outcomes])
         for score in self.config.scores if name == self.sets[0] else ():
             values = [
-                robustness.score(score, lambda t: accuracies[t][-1], self.protocol.labels, training) for training in own
+                robustness.score(score, lambda t: _last(accuracies[t]), self.protocol.labels, training)
+                for training in own
             ]
-            row[score] = summary(values, "values")
+            row[score] = summary([None if math.isnan(value) else value for value in values], "values")
         return row
 
-    def _warn_of_short_training(self, accuracies: Mapping[Training, list[float]]) -> None:
+    def _warn_of_short_training(self, accuracies: Mapping[Training, Accuracies]) -> None:
         """Say where all real images teach no more than a few: rates made for a few images can be too low for them."""
         for full in (training for training in self.extra if training.set == robustness.FULL):
-            few = fmean(
-                accuracies[Training("random", full.network, repeat)][-1] for repeat in range(self.config.repeats)
-            )
-            if accuracies[full][-1] <= few:
+            repeats = [self._training("random", full.network, repeat) for repeat in range(self.config.repeats)]
+            all_images, few = _last(accuracies[full]), fmean(_last(accuracies[training]) for training in repeats)
+            if all_images <= few:
                 logger.warning(
                     "lrs of %s says nothing: all real images give %.1f %%, random ones of the set's size %.1f %%; "
-                    "raise full_epochs, which is %d", full.network, accuracies[full][-1], few, self.config.full_epochs,
+                    "raise full_epochs, which is %d", full.network, all_images, few, self.config.full_epochs,
                 )  # fmt: skip
 
-    def _score_trainings(self, accuracies: Mapping[Training, list[float]]) -> list[dict[str, Any]]:
-        groups: dict[tuple[str, str, str], list[float]] = {}
+    def _score_trainings(self, accuracies: Mapping[Training, Accuracies]) -> list[dict[str, Any]]:
+        groups: dict[tuple[str, str, str], list[float | None]] = {}
         for t in self.extra:
-            groups.setdefault((t.set, t.network, t.variant), []).append(accuracies[t][-1])
+            outcome = accuracies[t]
+            groups.setdefault((t.set, t.network, t.variant), []).append(None if outcome is None else outcome[-1])
         return [dict(zip(("set", "network", "variant"), key, strict=True)) | summary(v) for key, v in groups.items()]
 
-    def _train(self, job: Job, each_epoch: Callable[[], None]) -> list[list[float]]:
+    def _train(self, job: Job, each_epoch: Callable[[], None]) -> Sequence[Accuracies]:
         first = job[0]
+        protocol = at_halved_rate(self.protocol, first.network, first.halvings)
         sets = [self.images_and_labels(training.set, training.repeat) for training in job]
         return train_and_test(
             first.network,
             [images for images, _ in sets],
             sets[0][1],
             self.data,
-            robustness.variant(self.protocol, first.variant, self.config.full_epochs),
+            robustness.variant(protocol, first.variant, self.config.full_epochs),
             [self._generator(first.network, training.repeat) for training in job],  # not of the set: all start alike
             teacher=self.teacher,
             device=self.device,
@@ -326,3 +384,8 @@ class Comparison:
         for name in self.positions:
             storage[name] = {"images": result.images.numel(), "labels": result.labels.nbytes}
         return storage
+
+
+def _last(outcome: Accuracies) -> float:
+    """Return the accuracy after the last epoch, NaN where the training diverged."""
+    return math.nan if outcome is None else outcome[-1]

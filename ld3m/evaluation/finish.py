@@ -37,6 +37,8 @@ def finish(run: Run, facts: Mapping[str, object], *, is_new: bool, progress: boo
     folder = run.folder.path
     facts = ({} if is_new else read_mapping(folder / FACTS)) or facts
     # Before the evaluation, often the longest part: broken off there, the run that goes on keeps its own facts.
+    sources = {"data": run.dataset.fingerprint, **run.folder.sources}
+    facts = {"fingerprints": sources, **facts}
     write_json(folder / FACTS, {**facts, "protocol": run.config.evaluate, "accuracy": None})
     if run.config.evaluate != "none" and not (folder / EVALUATION).is_file():
         evaluate(  # writes its report into the folder

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import astuple
 from pathlib import Path
 
+from ld3m.evaluation.divergence import Accuracies
 from ld3m.evaluation.runner import Training
 from ld3m.runs.folder import EVALUATION_PROGRESS
 from ld3m.runtime.storage import write_json
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Accuracies of the trainings that are done, after each tested epoch, in memory and, with a folder, on disk.
 
+    Those that diverged are kept as None: an evaluation that goes on has no need to do them again.
+
     Args:
         folder: of the run; None keeps nothing on disk.
         key: stands for all that decides an accuracy beside the training itself; other keys in the file stay.
@@ -24,9 +27,11 @@ class Progress:
     def __init__(self, folder: Path | None, key: str) -> None:
         self.path = None if folder is None else folder / EVALUATION_PROGRESS
         self.key = key
-        self.accuracies = {Training(*name): accuracies for name, accuracies in self._stored().get(key, ())}
+        self.accuracies: dict[Training, Accuracies] = {
+            Training(*name): accuracies for name, accuracies in self._stored().get(key, ())
+        }
 
-    def record(self, training: Training, accuracies: list[float]) -> None:
+    def record(self, training: Training, accuracies: Accuracies) -> None:
         """Keep a result."""
         self.accuracies[training] = accuracies
         if self.path:

@@ -17,12 +17,13 @@ _PIXELS_IN_FLIGHT = 2**24  # of all batches that are trained on at the same time
 
 @dataclass(frozen=True)
 class Training:
-    """A training by its set, network, number among the repeats, and variant of the protocol."""
+    """A training by its set, network, number among the repeats, variant of the protocol, and halvings of the rate."""
 
     set: str
     network: str
     repeat: int
     variant: str = "own"
+    halvings: int = 0
 
 
 Job = tuple[Training, ...]
@@ -48,23 +49,25 @@ def jobs_of(trainings: Sequence[Training], most: int) -> list[Job]:
     """Gather the repeats of each network on each set into jobs of `most` at the most."""
     groups: dict[tuple[object, ...], list[Training]] = {}
     for training in trainings:
-        kind = training.set, training.network, training.variant, training.repeat // most
+        kind = training.set, training.network, training.variant, training.halvings, training.repeat // most
         groups.setdefault(kind, []).append(training)
     return [tuple(group) for group in groups.values()]
 
 
 def run(
     jobs: Sequence[Job],
-    work: Callable[[Job, Callable[[], None]], Sequence[list[float]]],
-    finished: Callable[[Training, list[float]], None],
+    work: Callable[[Job, Callable[[], None]], Sequence[list[float] | None]],
+    finished: Callable[[Training, list[float] | None], None],
     workers: int,
 ) -> None:
     """Do `work(job, each_epoch)` for all; call `finished(training, accuracies)`, in this thread, for its trainings.
 
+    None for accuracies stands for a training that diverged.
+
     Work has to call `each_epoch` now and then: it raises where the run has been interrupted.
     """
 
-    def note(job: Job, outcomes: Sequence[list[float]]) -> None:
+    def note(job: Job, outcomes: Sequence[list[float] | None]) -> None:
         for training, accuracies in zip(job, outcomes, strict=True):
             finished(training, accuracies)
 

@@ -74,7 +74,7 @@ def score(name: str, accuracy: Callable[[Training], float], labels: str, own: Tr
     """Return a score of one repeat.
 
     Args:
-        accuracy: of a training, in percent.
+        accuracy: of a training, in percent; NaN, which makes the score NaN, where it diverged.
         own: the training on the distilled set by the protocol itself.
     """
 
@@ -85,5 +85,5 @@ def score(name: str, accuracy: Callable[[Training], float], labels: str, own: Tr
     if name == "ars":
         return augmentation_robust(improvement("own"), improvement("plain"))
     hard = replace(own, variant="hard" if labels == "soft" else "own")
-    recovery = (accuracy(Training(FULL, own.network, 0, "full")) - accuracy(hard)) / 100
+    recovery = (accuracy(replace(own, set=FULL, repeat=0, variant="full")) - accuracy(hard)) / 100
     return label_robust(improvement("own"), recovery)

@@ -41,6 +41,11 @@ class Teacher:
     about: Mapping[str, object]
 
     @cached_property
+    def digest(self) -> str:
+        """A fingerprint of all that its answers follow from."""
+        return fingerprint((*self.network.state_dict().values(), self.mean, self.std), self.kind)
+
+    @cached_property
     def name(self) -> str:
         """The name in the rows: network, data, and the start of a digest of its weights."""
         return f"{self.kind} of {self.data} ({fingerprint(self.network.state_dict().values())[:8]})"

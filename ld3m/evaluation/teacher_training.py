@@ -59,9 +59,11 @@ def train_teacher(
         seeds.scoped_global_rng(training.seed, "teacher dropout"),
         torch.enable_grad(),
     ):
-        train([network], [images], labels, protocol, recipe, [generator], each_epoch=bar.update)
-    if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
-        raise NumericsError(f"the teacher diverged: its weights are not finite; lower lr, which is {training.lr}")
+        losses = train([network], [images], labels, protocol, recipe, [generator], each_epoch=bar.update)
+    if not losses.isfinite().all():
+        raise NumericsError(
+            f"the teacher diverged: its loss or weights are not finite; lower lr, which is {training.lr}"
+        )
     about = asdict(training) | {"train_images": len(data.train)}
     if data.test is not None and len(data.test):
         about["test_accuracy"] = accuracy(network, data)

@@ -6,7 +6,6 @@ where it would alone.
 """
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,7 +25,6 @@ from ld3m.evaluation.protocols import SCHEDULES, Protocol, Recipe, ema_decay
 from ld3m.evaluation.teacher import Teacher
 from ld3m.runtime import seeds
 
-logger = logging.getLogger(__name__)
 _CHUNK_PIXELS = 100 * 32**2  # of one test batch on a CPU, where larger ones leave the cache
 _CHUNK_PIXELS_DEVICE = 2500 * 32**2
 
@@ -54,7 +52,7 @@ def train_and_test(
     teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
     each_epoch: Callable[[], object] = lambda: None,
-) -> list[list[float]]:
+) -> list[list[float] | None]:
     """Train fresh networks, one for each repeat, and return their accuracies on the test split, in percent.
 
     Args:
@@ -68,7 +66,8 @@ def train_and_test(
         each_epoch: called before every epoch; what it raises ends the training.
 
     Returns:
-        For each repeat the accuracies after the protocol's last epochs, as many as it tests, the last one last.
+        For each repeat the accuracies after the protocol's last epochs, as many as it tests, the last one last; None
+        where the training diverged, which is no result.
     """
     size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
     built = [networks.build(name, **size, generator=generator).to(device) for generator in generators]
@@ -94,9 +93,7 @@ def train_and_test(
             built, [ready[id(part)] for part in images], labels.to(device), protocol, protocol.recipe(name), generators,
             answers=answers, each_epoch=each_epoch, test=test,
         )  # fmt: skip
-    for loss in losses[~losses.isfinite()].tolist():
-        logger.warning("the loss of %s ended as %s: its learning rate does not suit these images", name, loss)
-    return outcomes
+    return [outcome if is_whole else None for outcome, is_whole in zip(outcomes, losses.isfinite(), strict=True)]
 
 
 def train(
@@ -113,19 +110,22 @@ def train(
 ) -> Tensor:
     """Train networks of one kind, each on normalised images of its own; leave the averages of their weights in them.
 
+    It ends early where every repeat has diverged.
+
     Args:
         images: for each repeat, normalised or NormalizedImages.
         answers: of the teacher to images (B, 3, H, H), logits (B, classes); None trains on the labels.
         test: called after each of the last epochs, with copies that have the averages.
 
     Returns:
-        Their last losses, (R,).
+        Their last losses, (R,); NaN where losses and weights did not stay finite from first to last.
     """
     model, copies = _Repeats(built), copy.deepcopy(list(built))
     autocast = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
     augment, rate_in = AUGMENTATIONS[protocol.augmentation], SCHEDULES[protocol.schedule]
     optimizer = _optimizer(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
     size = protocol.batch_size(len(labels), int(labels.max()) + 1)
+    is_finite = torch.ones(len(built), dtype=torch.bool, device=labels.device)
     for epoch in range(recipe.epochs):
         each_epoch()
         for group in optimizer.param_groups:
@@ -142,14 +142,18 @@ def train(
                 logits = model(seen)
             logits = logits.to(seen.dtype)  # labels, temperature and loss are not of the lower precision
             losses = torch.stack([_loss(*one, protocol) for one in zip(logits, wanted, mixes, strict=True)])
+            is_finite &= losses.detach().isfinite()
             losses.sum().backward()
+            model.clip_gradients(recipe.max_gradient_norm)
             optimizer.step()
+        if not is_finite.any():
+            break
         model.average(ema_decay(epoch + 1, recipe.ema_decay))
         if epoch >= recipe.epochs - protocol.tested:
             model.hand_out(copies)
             test(copies)
     model.hand_out(built)
-    return losses.detach()
+    return losses.detach().masked_fill(~(is_finite & model.are_finite()), torch.nan)
 
 
 class _Repeats:
@@ -174,6 +178,22 @@ class _Repeats:
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._forward(images)
+
+    @torch.no_grad()
+    def clip_gradients(self, limit: float | None) -> None:
+        """Scale the gradients of each repeat so that their norm is at most `limit`."""
+        if limit is None:
+            return
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        for grads in [gradients] if self._is_alone else zip(*(g.unbind() for g in gradients), strict=True):
+            norm = torch.nn.utils.get_total_norm(grads)
+            for grad in grads:
+                grad.mul_((limit / norm).clamp(max=1))
+
+    def are_finite(self) -> Tensor:
+        """Return whether the weights of each repeat are finite, bool (R,)."""
+        rows = [(p[None] if self._is_alone else p).detach() for p in self.parameters]
+        return torch.stack([row.reshape(len(row), -1).isfinite().all(1) for row in rows]).all(0)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:

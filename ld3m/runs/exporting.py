@@ -14,6 +14,7 @@ import yaml
 
 from ld3m.errors import ConfigError
 from ld3m.runs import pictures
+from ld3m.runs.evaluations import earlier_files
 from ld3m.runs.page import read_mapping
 from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
 from ld3m.runs.result import Result, folder_names, load
@@ -194,13 +195,13 @@ def _class_table(class_names: Sequence[str]) -> str:
 
 
 def _all_scores(run: Path) -> str:
-    """Return the tables of the run's evaluations, hard labels first."""
-    found = (read_mapping(run / name) for name in FILES.values())
+    """Return the tables of the run's evaluations: the newest, hard labels first, then those before."""
+    found = (read_mapping(path) for path in (*(run / name for name in FILES.values()), *earlier_files(run)))
     return "\n\n".join(_scores(evaluation) for evaluation in found if evaluation.get("rows")) or "Not evaluated."
 
 
 def _scores(evaluation: Mapping[str, Any]) -> str:
-    columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
+    columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {}, evaluation.get("distilled_with"))
     repeats = most_repeats(evaluation["rows"])
     rows = [
         [_text(name), *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))]

@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from torch import Tensor
 
 from ld3m.config import Config, Settings, build, read_yaml, to_yaml
@@ -22,12 +24,15 @@ DISTILLED, GRID, CURVES, FACTS, PAGE = (
 EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
     "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
 )  # fmt: skip
+EVALUATIONS = "evaluations"  # folder of those before the newest
 _OWN = (
     CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE, DISTILLED, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
     EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS,
 )  # fmt: skip
 # Setting that hands these files in from another run, perhaps from this very folder -> files
 _REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/*.safetensors"}
+# Setting that may name the same thing in another place when a run is gone on with -> what has its fingerprint
+SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics"}
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 
 
@@ -44,7 +49,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, resume: bool, overwrite: bool) -> None:
-        self.path, self.fingerprint = path, ""
+        self.path, self.fingerprint, self.sources = path, "", dict[str, str]()
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other; choose one")
         if path.exists() and not path.is_dir():
@@ -66,25 +71,51 @@ class RunFolder:
         content = read_yaml(self.path / CONFIG)
         return str(content.pop("data", "builtin")), build(content, kind())
 
-    def start(self, data: str, config: Settings, fingerprint: str) -> None:
+    def start(self, data: str, config: Settings, fingerprint: str, sources: Mapping[str, str] | None = None) -> None:
         """Make the folder a run with these settings, what is left of another run removed; or go on with the one there.
 
         Args:
             fingerprint: of the data; checkpoints made with other data are refused.
+            sources: fingerprints of what else the outcome follows from, by the setting that names it; a run that began
+                with others is not gone on with.
         """
-        self.fingerprint = fingerprint
-        if self.is_resumed:
-            return
+        self.fingerprint, self.sources = fingerprint, dict(sources or {})
         settings = to_yaml(config, data=data)
+        if self.is_resumed:
+            self._require_same_sources(config)
+            return
         with clear_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            made = ["images/*/*.png"]
+            made = ["images/*/*.png", f"{EVALUATIONS}/*.json"]
             for kept, pattern in _REUSED.items():
                 made += [] if getattr(config, kept, None) else [pattern]
             found = (path for pattern in made for path in self.path.glob(pattern))
             for path in (*(self.path / name for name in _OWN), *found):
                 path.unlink(missing_ok=True)
         write_text(self.path / CONFIG, settings)
+
+    def _require_same_sources(self, config: Settings) -> None:
+        """Refuse a prior and the like that are not those the run began with; note where those that moved are now."""
+        stored = load_tensors(self.path / CHECKPOINT)[1] if (self.path / CHECKPOINT).is_file() else {}
+        for name, own in self.sources.items():
+            if stored.get(name, own) != own:
+                raise ConfigError(
+                    f"resume needs the {name} that the run in {self.path} began with; {getattr(config, name)} holds "
+                    "other weights or values now. Put those back, or start anew with another --out"
+                )
+        content = read_yaml(self.path / CONFIG)
+        moved = {
+            name: getattr(config, name, None) for name in SOURCES if content.get(name) != getattr(config, name, None)
+        }
+        if unknown := [name for name in moved if stored.get(SOURCES[name]) is None]:
+            name = unknown[0]
+            raise ConfigError(
+                f"resume needs the settings of the stored run; these differ: {name} {content.get(name)!r} → "
+                f"{moved[name]!r}, and the run has no fingerprint to compare. Leave them out, or start anew "
+                "with another --out"
+            )
+        if moved:
+            write_text(self.path / CONFIG, yaml.safe_dump({**content, **moved}, sort_keys=False))
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
@@ -94,7 +125,9 @@ class RunFolder:
     def save_checkpoint(self, iteration: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `iteration` iterations. The number travels inside the tensors' file, so that the two
         cannot come apart; `checkpoint.json` repeats it for people."""
-        save_tensors(self.path / CHECKPOINT, tensors, {"iteration": str(iteration), "data": self.fingerprint})
+        save_tensors(
+            self.path / CHECKPOINT, tensors, {"iteration": str(iteration), "data": self.fingerprint} | self.sources
+        )
         write_json(self.path / CHECKPOINT_NOTE, {"iteration": iteration, "tensors": sorted(tensors)})
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]] | None:

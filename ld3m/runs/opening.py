@@ -12,8 +12,9 @@ from ld3m.config import INITS, ResolvedDistillConfig, ResolvedSampleConfig, RunC
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, DataError
 from ld3m.priors import Prior, StyleGAN
-from ld3m.runs.folder import RunFolder
+from ld3m.runs.folder import SOURCES, RunFolder
 from ld3m.runtime.devices import resolve_device
+from ld3m.runtime.fingerprints import fingerprint
 
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
 
@@ -96,6 +97,22 @@ def with_dtype(config: AnyConfig, device: torch.device, on_gpu: str = "bfloat16"
     return replace(config, dtype=config.dtype or (on_gpu if device.type == "cuda" else "float32"))
 
 
+def sources_of(prior: object, **others: str | None) -> dict[str, str]:
+    """Return fingerprints of what a run follows from beside its data: of the prior's weights, and others by setting."""
+    found: dict[str, str | None] = {"prior": prior_fingerprint(prior), **others}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def prior_fingerprint(prior: object) -> str | None:
+    """Return a fingerprint of a prior's weights and noise schedule; None where there is no prior."""
+    if isinstance(prior, StyleGAN):
+        return fingerprint(prior.state_dict().values())
+    if not isinstance(prior, Prior):
+        return None
+    weights = (tensor for module in prior.modules() for tensor in module.state_dict().values())
+    return fingerprint((*weights, prior.alphas_cumprod), prior.scale_factor, prior.null_class)
+
+
 def _name_of(data: object) -> str:
     """Return what stands for the data in a run's files: the whole path of a file or folder."""
     if not isinstance(data, str | Path):
@@ -134,10 +151,20 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
         return build(settings, kind())
     _, stored = folder.stored(kind)
     given = build({k: v for k, v in settings.items() if v is not None}, base=stored)
-    changed = differences(stored, given)
+    here = replace(stored, **{name: getattr(given, name) for name in SOURCES if _is_path(getattr(given, name, None))})
+    changed = differences(here, given)
     if changed:
         raise ConfigError(
             f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or "
             "start anew with another --out"
         )
-    return stored
+    for name in ("prior", "prior_config", "experts"):
+        value, option = getattr(here, name, None), name.replace("_", "-")
+        if value and Path(value).is_absolute() and not _is_path(value):
+            raise ConfigError(f"{name} {value} of the run is not there; if it was moved, say where to: --{option} PATH")
+    return here
+
+
+def _is_path(value: object) -> bool:
+    """Whether a setting names a file or folder that is there; whether it is what it was shows once it is open."""
+    return isinstance(value, str) and Path(value).is_absolute() and Path(value).exists()

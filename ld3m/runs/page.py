@@ -3,7 +3,7 @@
 import base64
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import yaml
 
 from ld3m.errors import CheckpointError
 from ld3m.runs import pictures
+from ld3m.runs.evaluations import earlier_files
 from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, FACTS, GRID, METRICS, PAGE
-from ld3m.runs.report import FILES, Cell, layout, most_repeats, remarks, shown, spread_text
+from ld3m.runs.report import FILES, Cell, cell_text, diverged_text, layout, most_repeats, remarks, shown, spread_text
 from ld3m.runs.result import PARAMETERS, Result, load
 from ld3m.runtime.storage import write_json, write_text
 
@@ -65,6 +66,9 @@ def publish(folder: Path) -> None:
     facts, evaluation = (read_mapping(folder / name) for name in (FACTS, EVALUATION))
     if facts and evaluation:
         outcome = {"protocol": evaluation["protocol"]["name"], "accuracy": evaluation["unseen"]}
+        outcome |= (
+            {"diverged": evaluation.get("diverged", [])} if "diverged" in evaluation or "diverged" in facts else {}
+        )
         write_json(folder / FACTS, facts | outcome)
     write_report(folder)
 
@@ -84,11 +88,13 @@ def write_report(folder: Path) -> Path:
     source = Path(str(config.get("data", "data"))).name
     title = _text(f"{len(result.labels)} images distilled from {source}" if result else f"Distillation of {source}")
     facts.pop("accuracy", None)  # the table has it
+    earlier = [found for path in earlier_files(folder) if (found := read_mapping(path)).get("rows")]
     is_sampled = "selector" in config  # no iterations, so no curves
     sections = {
         "Images": _images(folder, result),
         **({"Accuracy": _accuracy(evaluation)} if evaluation or not soft else {}),
         **({"Accuracy with soft labels": _accuracy(soft)} if soft else {}),
+        **({"Earlier evaluations": "\n".join(map(_earlier, earlier))} if earlier else {}),
         **({} if is_sampled else {"Curves": _curves(folder)}),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),
         "Versions and timings": _facts(facts) or _missing("There is no result.json: it is written when the run ends."),
@@ -154,10 +160,30 @@ def _summary(config: Mapping[str, Any], result: Result | None, evaluation: Mappi
     words["selector"] = "sampled, {} selection"
     parts += [pattern.format(config[key]) for key, pattern in words.items() if config.get(key) is not None]
     if unseen := evaluation.get("unseen"):
-        spread = "\u00a0±\u00a0{:.1f}" if most_repeats(evaluation["rows"]) > 1 else ""
-        scores = (f"{mean:.1f}{spread.format(std)}\u00a0% ({name})" for name, (mean, std) in unseen.items())
+        repeats, (columns, table) = most_repeats(evaluation["rows"]), _layout(evaluation)
+        at = columns.index("unseen mean")
+        scores = (f"{_summary_score(cells[at], repeats)} ({name})" for name, cells in table.items() if name in unseen)
         parts.append(f"unseen networks reach {', '.join(scores)}")
     return " · ".join(parts) or "Nothing is known of this run yet."
+
+
+def _summary_score(cell: Cell | None, repeats: int) -> str:
+    text = cell_text("unseen mean", cell, repeats)
+    number, mark, rest = text.partition(" (")
+    return (text if cell is None or cell.mean is None else f"{number} %{mark}{rest}").replace(" ", "\u00a0")
+
+
+def _layout(evaluation: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Cell | None]]]:
+    return layout(evaluation["rows"], evaluation.get("unseen") or {}, evaluation.get("distilled_with"))
+
+
+def _earlier(evaluation: Mapping[str, Any]) -> str:
+    """Show an evaluation before the newest under what tells it apart."""
+    protocol, data = (dict(evaluation.get(name) or {}) for name in ("protocol", "data"))
+    words = [str(protocol.get("name", "not named")), *([data["name"]] if "name" in data else [])]
+    words += [f"seed {evaluation['seed']}"] if "seed" in evaluation else []
+    words += ["soft labels"] if protocol.get("labels") == "soft" else []
+    return f"<h3>{_text(', '.join(words))}</h3>\n{_accuracy(evaluation)}"
 
 
 def _images(folder: Path, result: Result | None) -> str:
@@ -189,9 +215,9 @@ def _curves(folder: Path) -> str:
 def _accuracy(evaluation: Mapping[str, Any]) -> str:
     if not evaluation.get("rows"):
         return _missing("The images have not been evaluated yet: <code>ld3m evaluate</code> adds the table.")
-    columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})
+    columns, table = _layout(evaluation)
     repeats = most_repeats(evaluation["rows"])
-    best = [max((c for c in cells if c), default=(0.0, 0.0))[0] for cells in zip(*table.values(), strict=True)]
+    best = [_best(cells) for cells in zip(*table.values(), strict=True)]
     lines = ["<tr><th></th>" + "".join(f"<th>{_text(name)}</th>" for name in columns)]
     for name, cells in table.items():
         scores = (f"<td>{_score(*one, repeats)}</td>" for one in zip(columns, cells, best, strict=True))
@@ -209,13 +235,21 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _score(column: str, cell: Cell, best: float, repeats: int) -> str:
-    if cell is None:
-        return "–"
-    mean, std = shown(column, *cell)
-    is_best = mean == shown(column, best, 0.0)[0]
-    spread = f' <span class="soft">± {std}</span>' if repeats > 1 else ""
-    return (f"<strong>{mean}</strong>" if is_best else mean) + spread
+def _best(cells: Sequence[Cell | None]) -> float | None:
+    """Return the best mean of a column; None where a training is missing, which may have been of the best set."""
+    known = [cell for cell in cells if cell]
+    whole = [cell.mean for cell in known if cell.mean is not None and not cell.diverged]
+    return max(whole, default=None) if len(whole) == len(known) else None
+
+
+def _score(column: str, cell: Cell | None, best: float | None, repeats: int) -> str:
+    if cell is None or cell.mean is None:
+        return _text(cell_text(column, cell, repeats))
+    mean, std = shown(column, cell.mean, cell.std)
+    is_best = best is not None and mean == shown(column, best, 0.0)[0]
+    spread = f' <span class="soft">± {std}</span>' if repeats - cell.diverged > 1 else ""
+    missing = f'<span class="soft">{diverged_text(cell, repeats)}</span>' if cell.diverged else ""
+    return (f"<strong>{mean}</strong>" if is_best else mean) + spread + missing
 
 
 def _facts(mapping: Mapping[str, Any]) -> str:

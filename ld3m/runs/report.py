@@ -5,16 +5,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from ld3m.errors import CheckpointError
 from ld3m.networks import base_name
+from ld3m.runs.evaluations import forget_earlier, keep_earlier
 from ld3m.runs.folder import EVALUATION, EVALUATION_SOFT
 from ld3m.runtime.storage import write_text
 
 FILES = {"hard": EVALUATION, "soft": EVALUATION_SOFT}  # by labels
 SCORES = ("lrs", "ars")
-Cell = tuple[float, float] | None  # mean and standard deviation
+
+
+class Cell(NamedTuple):
+    """What the repeats of a network on a set came to.
+
+    Args:
+        mean, std: over the repeats that are results; no mean where none is.
+        diverged: repeats that are none.
+    """
+
+    mean: float | None
+    std: float
+    diverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -23,11 +36,13 @@ class Report:
 
     Args:
         rows: one for each set and network: {set, network, accuracies, mean, std}; std is the sample standard deviation
-            over the repeats, 0 for a single one. With soft labels also {labels, teacher}; with several tested epochs
-            best_epoch, and with scores lrs and ars, each with values, mean and std of its own.
+            over the repeats, 0 for a single one. A training that diverged has None for an accuracy and no part in mean
+            and std; where all have, there is no mean. With soft labels also {labels, teacher}; with several tested
+            epochs best_epoch, and with scores lrs and ars, each with values, mean and std of its own.
         protocol: its fields, deviations from the published code included.
         distilled_with: the network that took part in the distillation, where that is known; the others are unseen.
-        about: data, seeds, storage, versions, device, seconds; the teacher, and the trainings for scores alone.
+        about: data, seeds, storage, versions, device, seconds; the teacher, the trainings for scores alone, and those
+            that diverged: {set, network, repeat, variant}.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -36,19 +51,18 @@ class Report:
     about: Mapping[str, Any]
 
     @property
-    def unseen(self) -> dict[str, tuple[float, float]]:
-        """For each set the mean over repeats, and its standard deviation, of the average over the unseen networks."""
-        seen = base_name(self.distilled_with or "")
-        scores: dict[str, list[Sequence[float]]] = {}
-        for row in self.rows:
-            if base_name(row["network"]) != seen:
-                scores.setdefault(row["set"], []).append(row["accuracies"])
-        return {name: _over_networks(rows) for name, rows in scores.items()}
+    def unseen(self) -> dict[str, tuple[float, float] | None]:
+        """For each set the mean over repeats, and its standard deviation, of the average over the unseen networks.
+
+        A repeat in which a network diverged has no average; None where no repeat has one.
+        """
+        cells = {name: _over_networks(rows) for name, rows in _unseen_rows(self.rows, self.distilled_with).items()}
+        return {name: None if cell.mean is None else (cell.mean, cell.std) for name, cell in cells.items()}
 
     def table(self) -> str:
         """Return the table as aligned text: a line for each set, a column for each network and one for the unseen."""
         repeats = len(self.rows[0]["accuracies"])
-        columns, sets = layout(self.rows, self.unseen)
+        columns, sets = layout(self.rows, self.unseen, self.distilled_with)
         lines = [["", *columns]]
         for name, cells in sets.items():
             lines.append([name, *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))])
@@ -103,15 +117,23 @@ class Report:
 
 
 def save_report(report: Report, folder: str | Path) -> Path:
-    """Write `evaluation.json`, or `evaluation-soft.json`, into a folder, whole or not at all; return its path."""
+    """Write `evaluation.json`, or `evaluation-soft.json`, into a folder, whole or not at all; return its path.
+
+    Another evaluation that is there is kept in `evaluations/`.
+    """
     path = Path(folder) / FILES[report.protocol.get("labels", "hard")]
+    name = report.about.get("key")
+    keep_earlier(path, name)
     write_text(path, report.to_json())
+    forget_earlier(path.parent, name)
     return path
 
 
 def layout(
-    rows: Sequence[Mapping[str, Any]], unseen: Mapping[str, Sequence[float]]
-) -> tuple[list[str], dict[str, list[Cell]]]:
+    rows: Sequence[Mapping[str, Any]],
+    unseen: Mapping[str, Sequence[float] | None],
+    distilled_with: str | None = None,
+) -> tuple[list[str], dict[str, list[Cell | None]]]:
     """Lay rows out: the columns, and for each set its cells in them.
 
     Columns are the networks, each with its best epoch where several were tested, then the mean of the unseen ones, then
@@ -119,12 +141,16 @@ def layout(
     """
     cells: dict[tuple[str, str], Cell] = {}
     for row in rows:
-        cells[row["set"], row["network"]] = row["mean"], row["std"]
+        diverged = _count_none(row["accuracies"])
+        cells[row["set"], row["network"]] = Cell(row["mean"], row["std"], diverged)
         if best := row.get("best_epoch"):
-            cells[row["set"], f"{row['network']} best_epoch"] = best["mean"], best["std"]
-    cells |= {(name, "unseen mean"): (score[0], score[1]) for name, score in unseen.items()}
+            cells[row["set"], f"{row['network']} best_epoch"] = Cell(best["mean"], best["std"], diverged)
+    others = _unseen_rows(rows, distilled_with)
+    for name, score in unseen.items():
+        diverged = _over_networks(others[name]).diverged if name in others else 0
+        cells[name, "unseen mean"] = Cell(score[0], score[1], diverged) if score else Cell(None, 0.0, diverged)
     for score in SCORES:
-        scored: dict[str, list[Sequence[float]]] = {}
+        scored: dict[str, list[Sequence[float | None]]] = {}
         for row in rows:
             if score in row:
                 scored.setdefault(row["set"], []).append(row[score]["values"])
@@ -134,8 +160,19 @@ def layout(
 
 
 def remarks(rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> list[str]:
-    """Return what has to be said of soft labels, precision, best epochs and scores, where there is anything."""
+    """Return what has to be said of lowered rates, trainings that diverged, soft labels, precision, best epochs and
+    scores, where there is anything."""
     said = []
+    for network, rate in (protocol.get("lowered") or {}).items():
+        used = protocol["recipes"][network]["rate"]
+        said.append(
+            f"{network} diverged at rate {rate:g}: all its trainings, on every set, were done again at {used:g}."
+        )
+    if any(_count_none(row["accuracies"]) for row in rows):
+        said.append(
+            "Trainings that diverged, their loss or weights not finite, are no results: they are left out, and no set "
+            "is the best of a column that has one."
+        )
     if protocol.get("dtype", "float32") != "float32":
         said.append(f"Trained in {protocol['dtype']} mixed precision, tested in float32.")
     if teacher := rows[0].get("teacher"):
@@ -153,12 +190,20 @@ def shown(column: str, mean: float, std: float) -> tuple[str, str]:
     return f"{mean:.{digits}f}", f"{std:.{digits}f}"
 
 
-def cell_text(column: str, cell: Cell, repeats: int) -> str:
+def cell_text(column: str, cell: Cell | None, repeats: int) -> str:
     """Return a cell as text: a single training has no standard deviation."""
     if cell is None:
         return "–"
-    mean, std = shown(column, *cell)
-    return f"{mean} ± {std}" if repeats > 1 else mean
+    if cell.mean is None:
+        return "diverged"
+    mean, std = shown(column, cell.mean, cell.std)
+    text = f"{mean} ± {std}" if repeats - cell.diverged > 1 else mean
+    return text + diverged_text(cell, repeats)
+
+
+def diverged_text(cell: Cell, repeats: int) -> str:
+    """Say how many trainings are missing behind a cell, where some are."""
+    return f" (diverged {cell.diverged} of {repeats})" if cell.diverged else ""
 
 
 def most_repeats(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -171,9 +216,13 @@ def spread_text(repeats: int) -> str:
     return f"mean ± standard deviation over {repeats} trainings" if repeats > 1 else "one training"
 
 
-def summary(values: Sequence[float], name: str = "accuracies") -> dict[str, Any]:
-    """Return the values of all repeats with their mean and standard deviation, as a row has them."""
-    mean, std = mean_std(values)
+def summary(values: Sequence[float | None], name: str = "accuracies") -> dict[str, Any]:
+    """Return the values of all repeats with their mean and standard deviation, as a row has them.
+
+    None stands for a training that diverged, which has no part in them; of nothing there is no mean.
+    """
+    known = [value for value in values if value is not None]
+    mean, std = mean_std(known) if known else (None, 0.0)
     return {name: list(values), "mean": mean, "std": std}
 
 
@@ -182,6 +231,24 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def _over_networks(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Average each repeat over the networks; return mean and standard deviation over the repeats."""
-    return mean_std([fmean(repeat) for repeat in zip(*rows, strict=True)])
+def _unseen_rows(
+    rows: Sequence[Mapping[str, Any]], distilled_with: str | None
+) -> dict[str, list[Sequence[float | None]]]:
+    """Return, for each set, the accuracies of the networks other than the one that took part in the distillation."""
+    seen = base_name(distilled_with or "")
+    found: dict[str, list[Sequence[float | None]]] = {}
+    for row in rows:
+        if base_name(row["network"]) != seen:
+            found.setdefault(row["set"], []).append(row["accuracies"])
+    return found
+
+
+def _over_networks(rows: Sequence[Sequence[float | None]]) -> Cell:
+    """Average each repeat over the networks, but for those in which one diverged."""
+    repeats = [[value for value in repeat if value is not None] for repeat in zip(*rows, strict=True)]
+    whole = [fmean(repeat) for repeat in repeats if len(repeat) == len(rows)]
+    return Cell(*(mean_std(whole) if whole else (None, 0.0)), len(repeats) - len(whole))
+
+
+def _count_none(values: Sequence[float | None]) -> int:
+    return sum(value is None for value in values)

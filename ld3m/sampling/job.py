@@ -17,8 +17,8 @@ from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation.finish import check_protocol
 from ld3m.priors import ExecutionConfig, Prior, StyleGAN, load_prior
 from ld3m.priors.classes import match_classes
-from ld3m.runs.folder import RunFolder
-from ld3m.runs.opening import Run, open_run, with_dtype
+from ld3m.runs.folder import DISTILLED, RunFolder
+from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
 from ld3m.runs.result import folder_names
 from ld3m.runtime import seeds
 from ld3m.runtime.fingerprints import fingerprint
@@ -84,6 +84,13 @@ class SampleJob(Run):
             )
         return ClassStatistics(**tensors, step=self.config.stop, steps=self.config.steps)
 
+    def statistics_fingerprint(self) -> str | None:
+        """Return a fingerprint of the statistics that the settings name; None where they name none, or all is done."""
+        if not self.config.statistics or (self.folder.is_resumed and (self.folder.path / DISTILLED).is_file()):
+            return None
+        found = [self.stored_statistics(label) for label in range(self.dataset.train.num_classes)]
+        return fingerprint([t for one in found if one is not None for t in (one.mean, one.std)])
+
     def provenance(self, label: int) -> dict[str, str]:
         """Say everything that a class's statistics follow from."""
         config, dataset, num_images = self.config, self.dataset, len(self.real_images(label))
@@ -127,10 +134,8 @@ def prepare(
     config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
     job = SampleJob(config, opening.data_name, dataset, folder, device, prior, class_ids)
-    if config.statistics and not folder.is_resumed:
-        for label in range(dataset.train.num_classes):  # before the folder is touched
-            job.stored_statistics(label)
-    folder.start(opening.data_name, config, dataset.fingerprint)
+    sources = sources_of(prior, statistics=job.statistics_fingerprint())
+    folder.start(opening.data_name, config, dataset.fingerprint, sources)
     return job
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ld3m import Result
 from ld3m.data import Dataset, load
 from ld3m.evaluation.protocols import Protocol, Recipe, find
 
@@ -40,3 +41,12 @@ def brief() -> Protocol:
         networks=("ConvNet-w0.06", "AlexNet-w0.06"),
         recipes={name: Recipe(0.02, 30, 0.8) for name in ("ConvNet", "AlexNet", "ViT")},
     )
+
+
+@pytest.fixture
+def result(toy) -> Result:
+    """One clean image of each class, as if distilled."""
+    images = torch.full((3, 3, 8, 8), 0.15)
+    images[range(3), range(3)] = 0.75
+    config = {"space": "ld3m", "network": "ConvNet", "seed": 0}
+    return Result(images, torch.arange(3), toy.class_names, {"latents": torch.zeros(3, 2)}, config, toy.mean, toy.std)

@@ -11,16 +11,6 @@ from ld3m.data import ImageSet
 from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
 from ld3m.evaluation import Report, comparison, evaluate
 from ld3m.networks import build
-from ld3m.runs.result import Result
-
-
-@pytest.fixture
-def result(toy) -> Result:
-    """One clean image of each class, as if distilled."""
-    images = torch.full((3, 3, 8, 8), 0.15)
-    images[range(3), range(3)] = 0.75
-    config = {"space": "ld3m", "network": "ConvNet", "seed": 0}
-    return Result(images, torch.arange(3), toy.class_names, {"latents": torch.zeros(3, 2)}, config, toy.mean, toy.std)
 
 
 @pytest.fixture

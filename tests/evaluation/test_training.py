@@ -1,6 +1,5 @@
 """One training: what is learnt, averaged, drawn and tested."""
 
-import logging
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from ld3m.evaluation import training
 from ld3m.evaluation.protocols import Recipe
 from ld3m.evaluation.training import NormalizedImages, accuracy, train, train_and_test
 from ld3m.matching import dsa
+from ld3m.networks import build
 from ld3m.runtime import seeds
 
 
@@ -125,9 +125,53 @@ def test_accuracy_does_not_depend_on_the_chunks(toy, monkeypatch, pixels):
     assert accuracy(Brightest(), toy) == pytest.approx(100 * 2 / 3)
 
 
-def test_a_diverged_training_is_logged_and_counts_as_it_is(toy, brief, first, caplog):
-    protocol = replace(brief, recipes={"ConvNet": Recipe(1e30, 30, 0.8)})
-    with caplog.at_level(logging.WARNING):
-        got = last(train_and_test("ConvNet-w0.06", first[:1], first[1], toy, protocol, [seeds.generator(0)]))
-    assert 0 <= got <= 100
-    assert "the loss of ConvNet-w0.06 ended as nan" in caplog.text
+def test_a_diverged_training_is_no_result_and_ends_early(toy, brief, first):
+    protocol, epochs = replace(brief, recipes={"ConvNet": Recipe(1e30, 30, 0.8)}), []
+    options = {"each_epoch": lambda: epochs.append(1)}
+    generators = [seeds.generator(0)]
+    assert train_and_test("ConvNet-w0.06", first[:1], first[1], toy, protocol, generators, **options) == [None]
+    assert len(epochs) < 30
+
+
+def test_of_repeats_trained_at_once_only_those_that_diverge_are_no_results(toy, brief, first):
+    """Images that hold one NaN make one of three repeats diverge; the others end as they would without it."""
+    broken = first[0].clone()
+    broken[0, 0, 0, 0] = torch.nan
+    sets, generators = [first[0], broken, first[0]], lambda: [seeds.generator(k) for k in range(3)]
+    found = train_and_test("ConvNet-w0.06", sets, first[1], toy, brief.with_epochs(4), generators())
+    whole = train_and_test("ConvNet-w0.06", [first[0]] * 3, first[1], toy, brief.with_epochs(4), generators())
+    assert found == [whole[0], None, whole[2]] and None not in whole
+
+
+def test_a_loss_that_is_not_finite_once_makes_a_training_diverge(toy, brief, first, monkeypatch):
+    """Weights and later losses are finite: these losses have no gradient."""
+    losses, true_loss = iter([torch.inf, *[0.0] * 7]), training._loss  # of two repeats in four epochs
+    monkeypatch.setattr(training, "_loss", lambda *arguments: true_loss(*arguments) * 0 + next(losses))
+    protocol = replace(brief, recipes={"ConvNet": Recipe(0.01, 4, 0.8)})
+    generators = [seeds.generator(k) for k in range(2)]
+    found = train_and_test("ConvNet-w0.06", [first[0], first[0]], first[1], toy, protocol, generators)
+    assert found[0] is None and found[1] is not None
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_gradients_are_scaled_down_to_the_norm_of_the_recipe(toy, brief, first, repeats):
+    """The first step at a rate r, without decay and momentum's past, moves the weights by r times the clipped norm."""
+    plain = replace(brief, weight_decay=0.0, augmentation="none", schedule="half-cosine")
+
+    def moved(limit):
+        recipe = Recipe(0.5, 2, 0.0, limit)
+        networks = [build("ConvNet-w0.06", num_classes=3, resolution=8, generator=seeds.generator(k)) for k in range(2)]
+        before = [nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
+        averages, images = [], toy.normalise(first[0])
+
+        def test(averaged):
+            averages.append([nn.utils.parameters_to_vector(n.parameters()).detach() for n in averaged])
+
+        generators = [seeds.generator(k) for k in range(repeats)]
+        train(networks[:repeats], [images] * repeats, first[1], replace(plain, tested=2), recipe, generators, test=test)
+        return torch.stack([(after - start).norm() for start, after in zip(before, averages[0], strict=False)])
+
+    free = moved(None)
+    limit = float(free.max()) / 0.5 / 3  # a third of the largest gradient
+    torch.testing.assert_close(moved(limit), torch.full((repeats,), 0.5 * limit), rtol=1e-4, atol=0)
+    assert torch.equal(moved(1e6), free)

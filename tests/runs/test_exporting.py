@@ -138,6 +138,21 @@ def test_the_readme_has_the_scores_where_there_are_some(run, tmp_path):
     assert table(scores)[2] == ["random", "40.0"]
 
 
+def test_the_readme_says_what_diverged(run, tmp_path):
+    rows = [
+        {"set": "ld3m", "network": "ViT", "accuracies": [60.0, None, 70.0], "mean": 65.0, "std": 7.1},
+        {"set": "random", "network": "ViT", "accuracies": [None] * 3, "mean": None, "std": 0.0},
+    ]
+    evaluation = {"rows": rows, "unseen": {"ld3m": [65.0, 7.1], "random": None}, "protocol": {"name": "quick"}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    scores = section((export(run, "safetensors", tmp_path / "set") / "README.md").read_text(), "Scores")
+    assert table(scores)[2:] == [
+        ["ld3m", "65.0 ± 7.1 (diverged 1 of 3)", "65.0 ± 7.1 (diverged 1 of 3)"],
+        ["random", "diverged", "diverged"],
+    ]
+    assert "Trainings that diverged" in scores
+
+
 def test_the_readme_has_the_scores_of_soft_labels(run, tmp_path):
     rows = [{"set": "ld3m", "network": "ViT", "accuracies": [60.0, 70.0], "mean": 65.0, "std": 5.0, "labels": "soft"}]
     soft = {"rows": rows, "unseen": {}, "protocol": {"name": "rded"}}

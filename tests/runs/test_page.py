@@ -119,6 +119,36 @@ def test_accuracies_are_tabled_by_set_and_network_with_the_best_mean_in_bold(run
     assert '<summary>Protocol quick</summary><p class="note">&lt;short&gt;</p><dl><div><dt>epochs</dt>' in text
 
 
+def test_trainings_that_diverged_are_said_and_no_set_wins_their_column(run):
+    """VGG11 lost one of two on random, whose other is the best there is; ViT is whole."""
+    lost = EVALUATION["rows"][2] | {"accuracies": [None, 90.0], "mean": 90.0, "std": 0.0}
+    assert (lost["set"], lost["network"]) == ("random", "VGG11")
+    rows = [*EVALUATION["rows"][:2], lost, *EVALUATION["rows"][3:]]
+    protocol = EVALUATION["protocol"] | {"lowered": {"VGG11": 0.02}, "recipes": {"VGG11": {"rate": 0.0025}}}
+    evaluation = EVALUATION | {
+        "rows": rows,
+        "unseen": {"ld3m": [47.5, 2.5], "random": [61.0, 0.0]},
+        "protocol": protocol,
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    text = page(run)
+    assert table(text)[2] == ["random", "90.0 (diverged 1 of 2)", "32.0 ± 1.0", "61.0 (diverged 1 of 2)"]
+    assert re.findall(r"<strong>(.*?)</strong>", text) == ["32.0"]
+    assert "VGG11 diverged at rate 0.02: all its trainings, on every set, were done again at 0.0025." in text
+    assert "Trainings that diverged" in text
+    assert "61.0\u00a0%\u00a0(diverged\u00a01\u00a0of\u00a02) (random)" in text
+
+
+def test_a_set_on_which_all_diverged_has_no_accuracy(run):
+    lost = EVALUATION["rows"][2] | {"accuracies": [None, None], "mean": None, "std": 0.0}
+    rows = [*EVALUATION["rows"][:2], lost, *EVALUATION["rows"][3:]]
+    evaluation = EVALUATION | {"rows": rows, "unseen": {"ld3m": [47.5, 2.5], "random": None}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert table(page(run))[2] == ["random", "diverged", "32.0 ± 1.0", "diverged"]
+    report.publish(run)
+    assert json.loads((run / "result.json").read_text())["accuracy"] == {"ld3m": [47.5, 2.5], "random": None}
+
+
 def test_soft_labels_get_a_table_of_their_own(run):
     best, score = {"accuracies": [70.0, 72.0], "mean": 71.0, "std": 1.4}, {"values": [0.31, 0.33]}
     first = EVALUATION["rows"][0] | {"teacher": "ViT of shoes", "best_epoch": best, "lrs": score}

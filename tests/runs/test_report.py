@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ld3m.errors import CheckpointError
-from ld3m.runs.report import Report, mean_std, save_report
+from ld3m.runs.report import Report, mean_std, save_report, summary
 
 
 def row(name: str, network: str, *accuracies: float) -> dict[str, object]:
@@ -38,6 +38,21 @@ def test_mean_and_sample_deviation():
 def test_unseen_averages_each_repeat_over_the_other_networks(report):
     # ld3m: repeats (60 + 50) / 2 = 55 and (70 + 54) / 2 = 62; random: 25 and 25. ConvNet distilled, whatever its width.
     assert report.unseen == {"ld3m": (58.5, pytest.approx(24.5**0.5)), "random": (25.0, 0.0)}
+
+
+def test_a_repeat_in_which_a_network_diverged_has_no_average(report):
+    """AlexNet lost the first repeat on ld3m: what is left of it, VGG11's 50, would stand for both."""
+    lost = report.rows[1] | {"accuracies": [None, 70.0], "mean": 70.0, "std": 0.0}
+    partial = replace(report, rows=[report.rows[0], lost, *report.rows[2:]])
+    assert partial.unseen == {"ld3m": (62.0, 0.0), "random": (25.0, 0.0)}
+    assert "70.0 (diverged 1 of 2)" in partial.table() and "62.0 (diverged 1 of 2)" in partial.table()
+    seen = report.rows[0] | {"accuracies": [None, 80.0], "mean": 80.0, "std": 0.0}
+    assert replace(report, rows=[seen, *report.rows[1:]]).unseen == report.unseen  # ConvNet has no part in it
+
+
+def test_of_values_that_are_not_there_nothing_is_averaged():
+    assert summary([None, 40.0, 50.0])["mean"] == 45.0
+    assert summary([None, None], "values") == {"values": [None, None], "mean": None, "std": 0.0}
 
 
 def test_every_network_is_unseen_where_the_distilling_one_is_not_known(report):
