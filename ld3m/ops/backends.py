@@ -112,6 +112,13 @@ def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) 
     return wanted
 
 
+def is_plain() -> bool:
+    """Whether kernels may be called without torch.library: nothing traces or watches what is called."""
+    if torch.compiler.is_compiling():
+        return False
+    return not torch._C._len_torch_dispatch_stack() and not torch._C._is_tracing()
+
+
 @torch.compiler.assume_constant_result  # a traced call would always be true; the compiled code is guarded by the stack
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
