@@ -44,7 +44,8 @@ def dm_loss(
             "build one with ld3m.networks.build or add the method"
         )
     with torch.no_grad(), clear_network_errors("dm_loss", Embedding(network), real):
-        target = mean_embeddings(Embedding(fused(network)), real, real_chunk)
+        images = channels_last(real.flatten(0, 1)).unflatten(0, real.shape[:2])
+        target = mean_embeddings(Embedding(fused(network)), images, real_chunk)
     embed = compiled(mean_embeddings) if compile else mean_embeddings
     return (embed(Embedding(network), synthetic) - target).square().sum(1)
 

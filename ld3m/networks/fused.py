@@ -16,9 +16,9 @@ def fused(network: nn.Module) -> nn.Module:
     """Return a twin of the network on the same weights, under the same names, with fewer passes over its maps.
 
     In every `nn.Sequential`, a group norm with one group per channel, a ReLU and a 2x2 average pooling in a row become
-    `ops.instance_norm_relu_pool`; elsewhere such a norm after a convolution becomes `ops.instance_norm_add_relu`, with
-    the ReLU that follows, and the convolution one that takes products for small maps. None can be differentiated twice, nor stand inside torch.func. A network without such a
-    norm is returned as it is.
+    `ops.instance_norm_relu_pool`. Elsewhere such a norm after a convolution becomes `ops.instance_norm_add_relu`, with
+    the ReLU that follows, and the convolution one that takes products for small maps. What takes their places cannot be
+    differentiated twice, nor stand inside torch.func. A network without such a norm is returned as it is.
     """
     children = {name: fused(child) for name, child in network.named_children()} | _normed(network)
     if isinstance(network, nn.Sequential):
@@ -41,7 +41,9 @@ def _normed(network: nn.Module) -> dict[str, nn.Module]:
     """Return what takes the place of norms after convolutions, and in a sequence of ReLUs after those."""
     merged: dict[str, nn.Module] = {}
     named = list(network.named_children())
-    for (before, conv), (name, norm), (relu, activation) in zip(named, named[1:], [*named[2:], ("", None)], strict=False):
+    for (before, conv), (name, norm), (relu, activation) in zip(
+        named, named[1:], [*named[2:], ("", None)], strict=False
+    ):
         if isinstance(conv, nn.Conv2d) and _is_instance_norm(norm):
             is_active = isinstance(network, nn.Sequential) and isinstance(activation, nn.ReLU)
             merged[name] = InstanceNorm(norm, relu=is_active)

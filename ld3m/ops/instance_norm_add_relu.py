@@ -1,7 +1,7 @@
 """Instance norm with what follows it in a residual network: the sum with a residual and ReLU, ReLU alone, or nothing.
 
-With n and u as in `instance_norm_relu_pool`, r the residual and g the cotangent where u + r > 0, else 0: that of r is g,
-the others are the same. Only x, the residual, mean and 1 / std are kept.
+With n and u as in `instance_norm_relu_pool`, r the residual and g the cotangent where u + r > 0, else 0, r gets g, and
+x, weight and bias what they get there. Only x, the residual, mean and 1 / std are kept.
 """
 
 from typing import Any
@@ -81,7 +81,11 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rel
         )
     if residual is not None and not relu:
         raise InputError("instance_norm_add_relu adds a residual before ReLU alone; add it to the result")
-    for name, value, shape in (("weight", weight, x.shape[1:2]), ("bias", bias, x.shape[1:2]), ("residual", residual, x.shape)):
+    for name, value, shape in (
+        ("weight", weight, x.shape[1:2]),
+        ("bias", bias, x.shape[1:2]),
+        ("residual", residual, x.shape),
+    ):
         if value is not None and (value.shape != shape or value.dtype != x.dtype or value.device != x.device):
             raise InputError(
                 f"instance_norm_add_relu needs {name} {tuple(shape)} {x.dtype} on {x.device}, "
