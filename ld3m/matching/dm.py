@@ -14,7 +14,7 @@ from ld3m.matching.checks import check_chunk, check_classes, clear_network_error
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import buffers_of, weights_of
 from ld3m.matching.loss import Loss, LossCosts, Work, count_line
-from ld3m.networks import fused
+from ld3m.networks import channels_last, fused
 
 
 def dm_loss(
