@@ -15,6 +15,7 @@ from torch import Tensor
 from ld3m import __version__
 from ld3m.config import Config, ResolvedDistillConfig, ResolvedSampleConfig, Settings, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
+from ld3m.runtime.locks import make_parent
 from ld3m.runtime.storage import (
     clear_write_errors,
     is_temporary,
@@ -205,8 +206,10 @@ class RunFolder:
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
-        with clear_write_errors(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with clear_write_errors(self.path / METRICS):
+            make_parent(self.path / METRICS)
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def save_checkpoint(self, iteration: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `iteration` iterations. The number travels inside the tensors' file, so that the two

@@ -78,9 +78,10 @@ def owning(path: Path, *, is_file: bool = False) -> Iterator[None]:
         if held is not None:
             locks.require_there(held)
     finally:
+        is_still_ours = held is None or held.is_there()
         if held is not None:
             locks.release(held)
-        if is_new:
+        if is_new and is_still_ours:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # nothing was written
 
