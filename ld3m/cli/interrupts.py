@@ -35,9 +35,11 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.has_come:  # else the process is about to end, and more of them would show
-            for number, former in self._former.items():
-                signal.signal(number, former)
+        for (
+            number,
+            former,
+        ) in self._former.items():  # ignored where the process is about to end: more of them would show
+            signal.signal(number, signal.SIG_IGN if self.has_come else former)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if not self.has_come:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
-from ld3m.runs.folder import is_empty, write_marker
+from ld3m.runs.folder import is_empty
 from ld3m.runtime.storage import load_tensors, owning, require_free, save_tensors, sweep, write_json
 
 _LOG_EVERY, _WARM_UP = 20, 200
@@ -30,7 +30,6 @@ def claimed_folder(out: Path, settings: Mapping[str, object], resume: bool) -> I
     with owning(out):
         check_folder(out, settings, resume)  # again: until now another might have written
         sweep(out, "prior", "prior/*")
-        write_marker(out, "prior")
         write_json(out / _SETTINGS, settings)
         yield
 

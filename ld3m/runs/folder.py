@@ -69,9 +69,9 @@ def read_marker(folder: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) and "ld3m" in about else {}
 
 
-def write_marker(folder: Path, kind: str, **more: object) -> None:
-    """Mark a folder as one that this package writes, and may clear."""
-    write_json(folder / MARKER, {"ld3m": __version__, "kind": kind, **more})
+def write_marker(folder: Path, **more: object) -> None:
+    """Mark a folder as a run, whose files `overwrite` may remove."""
+    write_json(folder / MARKER, {"ld3m": __version__, "kind": "run", **more})
 
 
 def is_empty(folder: Path) -> bool:
@@ -174,16 +174,16 @@ class RunFolder:
         if "replacing" in read_marker(self.path):  # by a run that was killed meanwhile: this one
             self._finish_replacing()
         elif not read_marker(self.path):  # of an earlier release
-            write_marker(self.path, "run")
+            write_marker(self.path)
 
     def _begin(self, settings: str, reused: list[str]) -> None:
         """Store the settings; another run in the folder is whole until the marker says otherwise, then gone."""
         if not self._overwrite or is_empty(self.path):
-            write_marker(self.path, "run")
+            write_marker(self.path)
             write_text(self.path / CONFIG, settings)
             return
         write_text(self.path / _NEXT_CONFIG, settings)
-        write_marker(self.path, "run", replacing=reused)
+        write_marker(self.path, replacing=reused)
         self._finish_replacing()
 
     def _finish_replacing(self) -> None:
@@ -194,7 +194,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
             if (self.path / _NEXT_CONFIG).is_file():
                 os.replace(self.path / _NEXT_CONFIG, self.path / CONFIG)
-        write_marker(self.path, "run")
+        write_marker(self.path)
 
     def _files_of_a_run(self, reused: list[object]) -> Iterator[Path]:
         root = self.path.resolve()
