@@ -88,8 +88,8 @@ def evaluate(
         DataError: other classes than the distilled set's, no test split, or fewer real images than distilled ones.
         CheckpointError: the folder is not there or holds no distilled set.
     """
-    is_folder = isinstance(result_or_folder, str | Path) and Path(result_or_folder).is_dir()
-    with owning(Path(result_or_folder)) if is_folder else nullcontext():
+    folder = Path(result_or_folder) if isinstance(result_or_folder, str | Path) else None
+    with owning(folder) if folder and folder.is_dir() else nullcontext():
         return _evaluate(
             result_or_folder, data, protocol, teacher, progress=progress, image_range=image_range, settings=settings
         )

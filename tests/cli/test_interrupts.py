@@ -76,10 +76,8 @@ def test_what_a_library_makes_of_an_interrupt_is_one(raised):
 
 
 def test_a_command_that_does_not_end_is_ended_by_another_signal():
-    code = HOLD.replace("time.sleep(0.3)", "time.sleep(20)").replace(
-        "import sys, time", "import sys, time\n" + PATIENCE
-    )
-    process = start(code)
+    patience = "from ld3m.cli import interrupts; interrupts._PATIENCE = 0.1\n"
+    process = start(patience + HOLD.replace("time.sleep(0.3)", "time.sleep(20)"))
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
