@@ -18,7 +18,7 @@ from ld3m.runs.opening import require_outside
 from ld3m.runs.page import read_mapping
 from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
 from ld3m.runs.result import Result, folder_names, load
-from ld3m.runtime.exchange import exchange, restore, sweep_beside, temporary_beside
+from ld3m.runtime.exchange import exchange, held_open, restore, sweep_beside, temporary_beside
 from ld3m.runtime.storage import clear_write_errors, owning, save_tensors, write_text
 
 _TENSORS, _TAGS = "images.safetensors", {"dataset-distillation", "ld3m"}
@@ -98,10 +98,10 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     building = temporary_beside(target)
     try:
         building.mkdir()
-        begun = building.stat().st_ino
-        yield building
-        if not building.is_dir() or building.stat().st_ino != begun:
-            raise Ld3mError(f"{building}, where the export was written, was removed meanwhile; export again")
+        with held_open(building) as is_there:
+            yield building
+            if not is_there():
+                raise Ld3mError(f"{building}, where the export was written, was removed meanwhile; export again")
         if target.exists():
             exchange(building, target)
         else:

@@ -6,8 +6,10 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ld3m.runtime.locks import is_same
 from ld3m.runtime.storage import temporary_beside as temporary_beside
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
@@ -32,6 +34,16 @@ def exchange(new: Path, target: Path) -> None:
         replaced.rename(target)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held_open(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Yield what says whether a folder is still the one of before; held open, its number is given to no other."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield lambda: is_same(descriptor, folder)
+    finally:
+        os.close(descriptor)
 
 
 def restore(target: Path) -> None:

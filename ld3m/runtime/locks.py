@@ -45,7 +45,7 @@ class Held:
     depth: int = 1
 
     def is_there(self) -> bool:
-        return _is_same(self.descriptor, self.path)
+        return is_same(self.descriptor, self.path)
 
 
 _held: dict[Path, Held] = {}  # of the process, as flock's locks are
@@ -122,6 +122,15 @@ def require_there(held: Held) -> None:
         )
 
 
+def is_same(descriptor: int, path: Path) -> bool:
+    """Whether a path still names what was opened."""
+    try:
+        own, there = os.fstat(descriptor), os.stat(path)
+    except OSError:
+        return False
+    return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+
+
 def _own(path: Path) -> Held | None:
     with _guard:
         held = _held.get(path)
@@ -137,7 +146,7 @@ def _wait(path: Path, subject: Path, flags: int) -> int:
         descriptor = os.open(path, flags, 0o666)
         try:
             _flock(descriptor, path)
-            if _is_same(descriptor, path):
+            if is_same(descriptor, path):
                 return descriptor
             os.close(descriptor)  # of a file that its holder has removed meanwhile
             if not flags & os.O_CREAT and not path.exists():
@@ -167,14 +176,6 @@ def _flock(descriptor: int, path: Path) -> None:
         if error.errno not in _WITHOUT_LOCKS:
             raise
         logger.warning("%s: no locks on this file system; two commands there would not notice each other", path.parent)
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        own, there = os.fstat(descriptor), os.stat(path)
-    except OSError:
-        return False
-    return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _holder(path: Path) -> dict[str, Any]:
