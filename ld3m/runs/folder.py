@@ -163,7 +163,9 @@ class RunFolder:
             missing = f"holds a {CONFIG} that is not of a run" if has_settings else f"holds no {CONFIG}: not a run"
             is_run = _is_run(path)
             if self.is_resumed and not (is_run and has_settings):
-                raise ConfigError(f"out {path} is not empty and {missing}; choose another --out")
+                raise ConfigError(
+                    f"out {path} is not empty and {missing}; choose another --out, as only a run has a --overwrite"
+                )
             if self._overwrite and not is_run:
                 raise ConfigError(f"out {path} {missing}, so it is not replaced; choose another --out")
 
