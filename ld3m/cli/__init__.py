@@ -11,6 +11,7 @@ from ld3m.cli.commands import Command, Positional
 from ld3m.cli.evaluate import EvaluateCommand
 from ld3m.cli.export import ExportCommand
 from ld3m.cli.info import InfoCommand
+from ld3m.cli.interrupts import Interrupts
 from ld3m.cli.run import DistillCommand, SampleCommand
 from ld3m.cli.training import ExpertsCommand, PriorTrainCommand, TeacherCommand
 from ld3m.errors import Ld3mError
@@ -33,7 +34,7 @@ _TITLES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return 0, 2 for an error with a message, 130 when interrupted."""
+    """Run a command; return 0, 2 for an error with a message, 130 when interrupted, 143 or 129 by SIGTERM or SIGHUP."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ld3m").setLevel(logging.INFO)
@@ -56,14 +57,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _call(name: str, argv: list[str]) -> int:
+    with Interrupts() as interrupts:
+        try:
+            status = _status(name, argv)
+            if not status or not interrupts.has_come:
+                return status
+        except KeyboardInterrupt:
+            pass
+        except Exception:  # what a library made of an interrupt
+            if not interrupts.has_come:
+                raise
+        print("\ninterrupted", file=sys.stderr)
+        return interrupts.status
+
+
+def _status(name: str, argv: list[str]) -> int:
     try:
         COMMANDS[name][0].call(argv, f"ld3m {name}")
     except Ld3mError as error:
         print(f"ld3m: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
     except (RuntimeError, MemoryError) as error:
         from ld3m.runtime.devices import is_out_of_memory
 

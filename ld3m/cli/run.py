@@ -66,14 +66,14 @@ class RunCommand(Command):
 
     def make(self, data: str, out: Path, settings: dict[str, Any], prog: str) -> None:
         """Make the run; print the command to go on with when it is interrupted, and what came out at the end."""
-        from ld3m.runs.folder import CONFIG, EVALUATION
+        from ld3m.runs.folder import EVALUATION, settings_path
         from ld3m.runs.report import Report
 
         options = {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
         try:
             result = self.function()(data, out=out, **options, **settings)
         except KeyboardInterrupt:
-            if (out / CONFIG).is_file():
+            if settings_path(out).is_file():
                 print(f"\ngo on with: {prog} --out {shlex.quote(str(out))} --resume", file=sys.stderr)
             raise
         print(f"\n{len(result.labels)} images of {len(result.class_names)} classes in {out}")
@@ -117,7 +117,7 @@ class SampleCommand(RunCommand):
 
 def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:
     """Return the settings beneath the command line, and the data they name: of --config, or of the resumed run."""
-    from ld3m.runs.folder import CONFIG
+    from ld3m.runs.folder import settings_path
 
     # Only what says where they are is read here: whether the others agree shows on top of them.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -134,7 +134,7 @@ def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:
             raise ConfigError("config and resume exclude each other: a resumed run has its settings already")
         if given.out is None:
             raise ConfigError("resume needs --out, the folder of the run to go on with")
-        path = given.out / CONFIG
+        path = settings_path(given.out)
         if not path.is_file():
             return {}, None
     settings = {} if path is None else read_yaml(path)

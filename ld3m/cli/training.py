@@ -33,7 +33,9 @@ class ExpertsCommand(Command):
     def execute(self) -> None:
         from ld3m.data import load
         from ld3m.distillation.experts import train_experts
+        from ld3m.runs.opening import require_outside
 
+        require_outside(self.data, self.out)
         training = self.training
         dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
         config = DistillConfig(algorithm="mtt", network=training.network, width=training.width)
@@ -65,7 +67,9 @@ class TeacherCommand(Command):
     def execute(self) -> None:
         from ld3m.data import load
         from ld3m.evaluation import train_teacher
+        from ld3m.runs.opening import require_outside
 
+        require_outside(self.data, self.out.parent)
         dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
         options = {"device": self.device, "overwrite": self.overwrite, "progress": not self.quiet}
         teacher = train_teacher(dataset, self.out, self.training, **options)
@@ -96,7 +100,9 @@ class PriorTrainCommand(Command):
         from ld3m.data import load
         from ld3m.prior_training.preview import save_samples
         from ld3m.prior_training.train import train_prior
+        from ld3m.runs.opening import require_outside
 
+        require_outside(self.data, self.out)
         training = self.training
         dataset = load(self.data, resolution=training.resolution, holdout=self.holdout)
         try:

@@ -25,7 +25,7 @@ from ld3m.matching import dsa
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
-from ld3m.runtime.storage import metadata_of, require_writable, save_tensors
+from ld3m.runtime.storage import metadata_of, owning, require_writable, save_tensors, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +73,27 @@ def train_experts(
     metadata = _describe(plan, network, **size) | {key: str(value) for key, value in recipe.items()}
 
     files = [Path(folder) / f"expert-{index:05d}.safetensors" for index in range(num_experts)]
-    missing = {index: file for index, file in enumerate(files) if not file.exists()}
-    for file in files:
-        if file.exists():
-            _check(file, plan, metadata)
-    logger.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
-    with tqdm(total=len(missing) * epochs, desc="experts", unit="epoch", disable=None if progress else True) as bar:
-        for index, file in missing.items():
-            generator = seeds.generator(seed, "expert", index)
-            expert = networks.build(network, width=width, generator=generator, **size).to(device)
-            tensors = _snapshot(expert, 0)
-            with seeds.scoped_global_rng(seed, "expert dropout", index):
-                for epoch in range(1, epochs + 1):
-                    loss = _train_epoch(expert, dataset, generator, lr=lr, batch_size=batch_size, augment=augment)
-                    tensors |= _snapshot(expert, epoch)
-                    bar.set_postfix(expert=index, loss=f"{loss:.3f}", refresh=False)
-                    bar.update()
-            if not all(bool(tensor.isfinite().all()) for tensor in _snapshot(expert, 0).values()):
-                raise NumericsError(f"expert {index} diverged: its weights are not finite; lower lr, which is {lr}")
-            save_tensors(file, tensors, metadata)
+    with owning(Path(folder)):
+        sweep(Path(folder))
+        missing = {index: file for index, file in enumerate(files) if not file.exists()}
+        for file in files:
+            if file.exists():
+                _check(file, plan, metadata)
+        logger.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
+        with tqdm(total=len(missing) * epochs, desc="experts", unit="epoch", disable=None if progress else True) as bar:
+            for index, file in missing.items():
+                generator = seeds.generator(seed, "expert", index)
+                expert = networks.build(network, width=width, generator=generator, **size).to(device)
+                tensors = _snapshot(expert, 0)
+                with seeds.scoped_global_rng(seed, "expert dropout", index):
+                    for epoch in range(1, epochs + 1):
+                        loss = _train_epoch(expert, dataset, generator, lr=lr, batch_size=batch_size, augment=augment)
+                        tensors |= _snapshot(expert, epoch)
+                        bar.set_postfix(expert=index, loss=f"{loss:.3f}", refresh=False)
+                        bar.update()
+                if not all(bool(tensor.isfinite().all()) for tensor in _snapshot(expert, 0).values()):
+                    raise NumericsError(f"expert {index} diverged: its weights are not finite; lower lr, which is {lr}")
+                save_tensors(file, tensors, metadata)
     return files
 
 

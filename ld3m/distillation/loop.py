@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -64,27 +65,28 @@ def distill(
     """
     started = time.perf_counter()
     job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite)
-    loop = _Loop(job, objective_of(job, progress))
-    if loop.iteration < job.config.iterations:
-        loop.run(progress)
-    result = _render(replace(job, plan=loop.plan))
-    if job.folder is None:
+    with job.folder or nullcontext():
+        loop = _Loop(job, objective_of(job, progress))
+        if loop.iteration < job.config.iterations:
+            loop.run(progress)
+        result = _render(replace(job, plan=loop.plan))
+        if job.folder is None:
+            return result
+        facts = measured(
+            job.device,
+            seed=job.config.seed,
+            seconds=time.perf_counter() - started,
+            seconds_per_iteration=loop.seconds_per_iteration,
+            iterations=job.config.iterations,
+            plan=None if loop.plan is None else loop.plan.facts(),
+        )
+        run, is_new = job.ended(), loop.seconds_per_iteration is not None
+        result.save(job.folder.path)
+        draw_curves(job.folder.path)
+        del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation
+        release_memory(run.device)
+        finish(run, facts, is_new=is_new, progress=progress)
         return result
-    facts = measured(
-        job.device,
-        seed=job.config.seed,
-        seconds=time.perf_counter() - started,
-        seconds_per_iteration=loop.seconds_per_iteration,
-        iterations=job.config.iterations,
-        plan=None if loop.plan is None else loop.plan.facts(),
-    )
-    run, is_new = job.ended(), loop.seconds_per_iteration is not None
-    result.save(job.folder.path)
-    draw_curves(job.folder.path)
-    del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation
-    release_memory(run.device)
-    finish(run, facts, is_new=is_new, progress=progress)
-    return result
 
 
 class _Loop:

@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -37,7 +38,7 @@ from ld3m.runs.result import Result
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
-from ld3m.runtime.storage import require_writable
+from ld3m.runtime.storage import owning, require_writable
 
 logger = logging.getLogger(__name__)
 # name: choice of real images, and whether every repeat draws its own
@@ -92,6 +93,23 @@ def evaluate(
         DataError: other classes than the distilled set's, no test split, or fewer real images than distilled ones.
         CheckpointError: the folder is not there or holds no distilled set.
     """
+    folder = Path(result_or_folder) if isinstance(result_or_folder, str | Path) else None
+    with owning(folder) if folder and folder.is_dir() else nullcontext():
+        return _evaluate(
+            result_or_folder, data, protocol, teacher, progress=progress, image_range=image_range, settings=settings
+        )
+
+
+def _evaluate(
+    result_or_folder: object,
+    data: object,
+    protocol: str | Protocol,
+    teacher: Teacher | str | Path | None,
+    *,
+    progress: bool,
+    image_range: str,
+    settings: Mapping[str, object],
+) -> Report:
     config = build(settings, EvaluateConfig())
     protocol = find(protocol).with_epochs(config.epochs).with_labels(config.labels).with_dtype(config.dtype)
     for name in config.baselines:

@@ -17,7 +17,7 @@ from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalizedImages, accuracy, train
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
-from ld3m.runtime.storage import require_writable
+from ld3m.runtime.storage import owning, require_writable
 
 logger = logging.getLogger(__name__)
 _EMA_EPOCHS = 3  # over about so many epochs the weights are averaged
@@ -40,17 +40,22 @@ def train_teacher(
         ConfigError: an unknown network, a setting out of range, or a file that is there already.
         NumericsError: the weights diverged.
     """
-    training = training or TeacherTraining()
-    if Path(out).is_dir():
-        raise ConfigError(
-            f"{out} is a folder; name the file of the teacher, such as {Path(out) / 'teacher.safetensors'}"
-        )
-    if Path(out).exists() and not overwrite:
-        raise ConfigError(f"{out} is there already; name another file, or allow overwrite")
-    require_writable(Path(out).parent, "name another file")
+    out, training = Path(out), training or TeacherTraining()
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; name the file of the teacher, such as {out / 'teacher.safetensors'}")
+    require_writable(out.parent, "name another file")
+    with owning(out, is_file=True):
+        if out.exists() and not overwrite:
+            raise ConfigError(f"{out} is there already; name another file, or allow overwrite")
+        teacher = _train(data, training, resolve_device(device), progress)
+        teacher.save(out)
+    return teacher
+
+
+def _train(data: Dataset, training: TeacherTraining, device: torch.device, progress: bool) -> Teacher:
     recipe = Recipe(training.lr, training.epochs, 1 - 1 / _EMA_EPOCHS)
     protocol = Protocol("teacher", (training.network,), {training.network: recipe}, batch=training.batch_size)
-    generator, device = seeds.generator(training.seed, "teacher"), resolve_device(device)
+    generator = seeds.generator(training.seed, "teacher")
     size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
     network = networks.build(training.network, generator=generator, **size).to(device)
     images, labels = NormalizedImages(data.train.images, data, device), data.train.labels.to(device)
@@ -70,6 +75,5 @@ def train_teacher(
     network.eval().requires_grad_(False)
     kind = training.network, data.class_names, data.resolution
     teacher = Teacher(network, *kind, data.mean, data.std, data.name, data.fingerprint, about)
-    teacher.save(out)
     logger.info("%s: %s", teacher.name, f"{about.get('test_accuracy', float('nan')):.1f} % on the test images")
     return teacher

@@ -1,9 +1,10 @@
 """Fit a module to a loss given step by step: AdamW, warm-up and cosine, averaged weights, checkpoints, curves."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,25 +14,43 @@ from tqdm.auto import tqdm
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
-from ld3m.runtime.storage import is_temporary, load_tensors, save_tensors, write_json
+from ld3m.runs.folder import is_empty
+from ld3m.runtime.storage import load_tensors, owning, require_free, save_tensors, sweep, write_json
 
 _LOG_EVERY, _WARM_UP = 20, 200
 _CHECKPOINT_SECONDS = 30.0
+_SETTINGS = "training.json"
 
 
-def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> None:
-    """Make `out` the folder of a training with these settings, or check that it is one already."""
+@contextlib.contextmanager
+def claimed_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Iterator[None]:
+    """Own `out` for the block, as the folder of a training with these settings."""
     settings = json.loads(json.dumps(settings))
-    path = out / "training.json"
+    check_folder(out, settings, resume)
+    with owning(out):
+        check_folder(out, settings, resume)  # again: until now another might have written
+        sweep(out, "prior", "prior/*")
+        write_json(out / _SETTINGS, settings)
+        yield
+
+
+def check_folder(out: Path, settings: Mapping[str, object], resume: bool) -> None:
+    """Raise unless `out` is free for a training with these settings, or holds it already."""
+    path = out / _SETTINGS
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out {out} is a file; choose a folder")
     if resume and not out.is_dir():
         raise ConfigError(f"out {out} is not there, so there is nothing to resume; leave --resume out to start it")
-    is_taken = out.is_dir() and any(not is_temporary(entry) for entry in out.iterdir())
+    if not out.is_dir():
+        return
+    require_free(out)
+    is_taken = not is_empty(out)
     if is_taken and not resume:
         raise ConfigError(f"{out} is not empty: choose another --out, or --resume the training in it")
     if is_taken and not path.is_file():
         raise ConfigError(f"{out} holds no training to resume; choose another --out")
+    if resume and not is_taken:
+        raise ConfigError(f"{out} is empty: no training was begun there; leave --resume out to start one")
     if is_taken:
         stored = read_json(path)
         changed = [
@@ -41,7 +60,6 @@ def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
             raise ConfigError(
                 f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out"
             )
-    write_json(path, settings)
 
 
 class Fit:
@@ -57,6 +75,7 @@ class Fit:
     ) -> None:
         self.name, self.folder, self.steps, self.lr, self.ema, self.progress = name, folder, steps, lr, ema, progress
         self.losses: list[tuple[float, float]] = []
+        self.done: int | None = None  # steps whose state is whole in the module and the optimiser
 
     def run(
         self,
@@ -68,7 +87,24 @@ class Fit:
         self.parameters = list(module.train().requires_grad_(True).parameters())
         self.averages = [p.detach().clone() for p in self.parameters] if self.ema else []
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))
-        first = self._restore()
+        first = self.done = self._restore()
+        if each and first and first % each[0] == 0 and first < self.steps:
+            self._show(first, each[1])  # a kill may have come between this checkpoint and its picture
+        try:
+            self._iterate(first, loss_at, each)
+        except KeyboardInterrupt:
+            if self.done:
+                self._checkpoint(self.done)
+            raise
+        self._swap_averages()
+        module.eval().requires_grad_(False)
+        chart = pictures.line_chart({self.name: self.losses}, f"{self.name}: loss over steps", log=True)
+        pictures.save_png(self.folder / f"{self.name}-loss.png", chart)
+        write_json(self.folder / f"{self.name}-loss.json", self.losses)
+
+    def _iterate(
+        self, first: int, loss_at: Callable[[int], Tensor], each: tuple[int, Callable[[int], None]] | None
+    ) -> None:
         bar = tqdm(range(first, self.steps), self.name, initial=first, total=self.steps, disable=not self.progress)
         saved_at = time.perf_counter()
         for step in bar:
@@ -76,19 +112,20 @@ class Fit:
             if step % _LOG_EVERY == 0:
                 self.losses.append((step, loss))
                 bar.set_postfix(loss=f"{loss:.4f}")
-            is_last = step + 1 == self.steps
+            self.done, is_last = step + 1, step + 1 == self.steps
             if is_last or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
                 self._checkpoint(step + 1)
                 saved_at = time.perf_counter()
             if each and (step + 1) % each[0] == 0 and not is_last:
-                self._swap_averages()
-                each[1](step + 1)
-                self._swap_averages()
+                self._show(step + 1, each[1])
+
+    def _show(self, done: int, show: Callable[[int], None]) -> None:
+        """Call with the averaged weights in the module."""
+        self.done = None
         self._swap_averages()
-        module.eval().requires_grad_(False)
-        chart = pictures.line_chart({self.name: self.losses}, f"{self.name}: loss over steps", log=True)
-        pictures.save_png(self.folder / f"{self.name}-loss.png", chart)
-        write_json(self.folder / f"{self.name}-loss.json", self.losses)
+        show(done)
+        self._swap_averages()
+        self.done = done
 
     def _step(self, step: int, loss_at: Callable[[int], Tensor]) -> float:
         for group in self.optimiser.param_groups:
@@ -101,6 +138,7 @@ class Fit:
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.done = None
         self.optimiser.step()
         if self.averages and self.ema is not None:
             decay = min(self.ema, (1 + step) / (10 + step))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ld3m.data import Dataset
 from ld3m.data.ranges import to_signed
 from ld3m.errors import ConfigError
-from ld3m.prior_training.fit import Fit, claim_folder
+from ld3m.prior_training.fit import Fit, claimed_folder
 from ld3m.prior_training.settings import PriorTraining
 from ld3m.priors.architecture import build_modules
 from ld3m.priors.base import Prior
@@ -58,8 +58,22 @@ def train_prior(
     device = resolve_device(device)
     if preview_every < 1:
         raise ConfigError(f"preview_every is at least 1 step, got {preview_every}")
-    about = {"data": dataset.name, "fingerprint": dataset.fingerprint}
-    claim_folder(out, {**about, **dataclasses.asdict(config)}, resume)
+    settings = {"data": dataset.name, "fingerprint": dataset.fingerprint, **dataclasses.asdict(config)}
+    with claimed_folder(out, settings, resume):
+        _train(dataset, out, config, device, preview, preview_every, progress)
+    logger.info("the prior is in %s", out / "prior")
+    return out / "prior"
+
+
+def _train(
+    dataset: Dataset,
+    out: Path,
+    config: PriorTraining,
+    device: torch.device,
+    preview: Callable[[Prior, Path], None],
+    preview_every: int,
+    progress: bool,
+) -> None:
     shape = config.shape(dataset.train.num_classes)
     modules: tuple[Any, Any, Any] = build_modules(shape)
     first_stage, denoiser, embedding = modules
@@ -90,8 +104,6 @@ def train_prior(
     )
     save_prior(prior, out / "prior", dtype=torch.float16, betas=(shape.beta_start, shape.beta_end))
     preview(prior, out / "samples.png")
-    logger.info("the prior is in %s", out / "prior")
-    return out / "prior"
 
 
 def _first_stage_loss(first_stage: Any, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:

@@ -16,7 +16,7 @@ from ld3m.priors.architecture import (
 )
 from ld3m.priors.base import Prior
 from ld3m.priors.weight_files import read_json, read_weights
-from ld3m.runtime.storage import load_tensors, save_tensors, write_json
+from ld3m.runtime.storage import load_tensors, save_tensors, write_json, write_text
 
 logger = logging.getLogger(__name__)
 _FIRST_STAGES = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
@@ -33,7 +33,7 @@ def save_prior(prior: Prior, folder: Path, *, dtype: torch.dtype, betas: tuple[f
     """
     first_stage = "vqvae" if prior.is_vq else "vae"
     for name, module in ((first_stage, prior.first_stage), ("unet", prior.denoiser)):
-        module.save_config(folder / name)
+        write_text(folder / name / "config.json", module.to_json_string())  # `save_config` writes in place
         weights = {key: value.to(dtype) for key, value in module.state_dict().items()}
         save_tensors(folder / name / "diffusion_pytorch_model.safetensors", weights, {"format": "pt"})
     scheduler = {

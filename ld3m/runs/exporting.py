@@ -12,18 +12,21 @@ from typing import Any
 import torch
 import yaml
 
-from ld3m.errors import ConfigError
+from ld3m.errors import ConfigError, Ld3mError
 from ld3m.runs import pictures
 from ld3m.runs.evaluations import earlier_files
+from ld3m.runs.opening import require_outside
 from ld3m.runs.page import read_mapping
 from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
 from ld3m.runs.result import Result, folder_names, load
-from ld3m.runtime.storage import clear_write_errors, save_tensors, write_text
+from ld3m.runtime.exchange import exchange, held_open, restore, sweep_beside, temporary_beside
+from ld3m.runtime.storage import clear_write_errors, owning, save_tensors, write_text
 
-_TENSORS = "images.safetensors"
+_TENSORS, _TAGS = "images.safetensors", {"dataset-distillation", "ld3m"}
 _SPLIT_WORD = re.compile(
     r"(^|[-._ 0-9])(?=(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?:$|[-._ 0-9]))", re.I
 )
+_EXPORTED = re.compile(rf"README\.md|{re.escape(_TENSORS)}|[^/]+/\d+\.png")
 _ALL_PICTURES = [{"config_name": "default", "data_files": [{"split": "train", "path": "*/*.png"}]}]
 
 
@@ -37,7 +40,7 @@ def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool =
         format: "imagefolder" for `to/<class>/<k>.png`, "safetensors" for `to/images.safetensors` with images, uint8
             (N, 3, H, W), and labels, int64 (N,).
         to: folder to make; it may exist if it is empty.
-        overwrite: replace `to`, with everything in it, where it is not empty.
+        overwrite: replace an earlier export in `to`; a folder with anything else in it is refused.
 
     Raises:
         ConfigError: the format is unknown, or `to` is in the way.
@@ -46,10 +49,13 @@ def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool =
     if format not in _WRITERS:
         raise ConfigError(f"format must be one of {', '.join(_WRITERS)}, got {format!r}")
     result, target = load(folder), Path(to).resolve()
-    _check_target(target, Path(folder).resolve(), overwrite)
-    with clear_write_errors(target), _whole_folder(target) as building:
-        loading = _WRITERS[format](result, building)
-        write_text(building / "README.md", _card(result, loading, format, Path(folder)))
+    require_outside(result.config.get("data"), target, "to")
+    with clear_write_errors(target), owning(target, is_file=True):
+        restore(target)
+        _check_target(target, Path(folder).resolve(), overwrite)
+        with _whole_folder(target) as building:
+            loading = _WRITERS[format](result, building)
+            write_text(building / "README.md", _card(result, loading, format, Path(folder)))
     return Path(to)
 
 
@@ -59,33 +65,50 @@ def _check_target(target: Path, run: Path, overwrite: bool) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise ConfigError(f"to={target} is not empty; name another folder, or replace all that is in it by --overwrite")
+        raise ConfigError(
+            f"to={target} is not empty; name another folder, or replace an export that is in it by --overwrite"
+        )
     for kind, inside in {"the run itself": run, "the current folder": Path.cwd()}.items():
         if inside.is_relative_to(target):
             raise ConfigError(f"to={target} holds {kind}, which --overwrite would delete; name another folder")
+    if (foreign := _foreign(target)) is not None:
+        raise ConfigError(
+            f"to={target} holds {foreign}, which no export wrote and --overwrite would delete; name another folder"
+        )
+
+
+def _foreign(target: Path) -> str | None:
+    """Return the first file or folder in a folder that is not of an export; None where all are."""
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError, yaml.YAMLError):
+        with open(target / "README.md", encoding="utf-8") as file:
+            head = file.read(10_000).split("---\n")
+        if set(yaml.safe_load(head[1]).get("tags", ())) >= _TAGS:
+            for path in sorted(target.rglob("*")):
+                name = path.relative_to(target).as_posix()
+                is_kind = path.is_dir() if "/" not in name and not _EXPORTED.fullmatch(name) else path.is_file()
+                if path.is_symlink() or not is_kind or ("/" in name and not _EXPORTED.fullmatch(name)):
+                    return name
+            return None
+    return next((path.name for path in sorted(target.iterdir()) if path.name != "README.md"), "README.md")
 
 
 @contextlib.contextmanager
 def _whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`, which takes its place at the end; on failure `target` stays as it was."""
-    building, replaced = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "replaced"))
-    shutil.rmtree(building, ignore_errors=True)  # left by a killed export
+    sweep_beside(target)
+    building = temporary_beside(target)
     try:
-        building.mkdir(parents=True)
-        yield building
-        had_target = target.exists()
-        try:
-            if had_target:
-                shutil.rmtree(replaced, ignore_errors=True)
-                target.rename(replaced)
+        building.mkdir()
+        with held_open(building) as is_there:
+            yield building
+            if not is_there():
+                raise Ld3mError(f"{building}, where the export was written, was removed meanwhile; export again")
+        if target.exists():
+            exchange(building, target)
+        else:
             building.rename(target)
-        except BaseException:
-            if had_target and not target.exists():
-                replaced.rename(target)
-            raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write_images(result: Result, folder: Path) -> str:
@@ -133,7 +156,7 @@ def _card(result: Result, loading: str, format: str, run: Path) -> str:
         "license": "unknown",
         "pretty_name": f"{source}, distilled",
         "task_categories": ["image-classification"],
-        "tags": ["dataset-distillation", "ld3m"],
+        "tags": sorted(_TAGS),  # by which an export is known that may be replaced
     }
     if format == "imagefolder":
         head["configs"] = _ALL_PICTURES  # one split, whatever the classes are called

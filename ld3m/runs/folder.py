@@ -1,16 +1,33 @@
-"""The output folder of a run: opened, written whole, resumed."""
+"""The output folder of a run: opened, owned, written whole, resumed."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import yaml
 from torch import Tensor
 
-from ld3m.config import Config, Settings, build, read_yaml, to_yaml
+from ld3m import __version__
+from ld3m.config import Config, ResolvedDistillConfig, ResolvedSampleConfig, Settings, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
-from ld3m.runtime.storage import clear_write_errors, is_temporary, load_tensors, save_tensors, write_json, write_text
+from ld3m.runtime.locks import make_parent
+from ld3m.runtime.storage import (
+    clear_write_errors,
+    is_temporary,
+    load_tensors,
+    owning,
+    require_free,
+    save_tensors,
+    sweep,
+    write_json,
+    write_text,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +42,51 @@ EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
     "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
 )  # fmt: skip
 EVALUATIONS = "evaluations"  # folder of those before the newest
+MARKER, _NEXT_CONFIG = ".ld3m.json", ".ld3m.config.yaml"
 _OWN = (
-    CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE, DISTILLED, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
-    EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS,
+    DISTILLED, METRICS, CHECKPOINT, CHECKPOINT_NOTE, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
+    EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS, "evaluations/*.json", "images/*/[0-9]*.png",
 )  # fmt: skip
 # Setting that hands these files in from another run, perhaps from this very folder -> files
-_REUSED = {"experts": "experts/expert-*.safetensors", "statistics": "statistics/*.safetensors"}
+_REUSED = {"experts": "experts/expert-[0-9]*.safetensors", "statistics": "statistics/class-[0-9]*.safetensors"}
 # Setting that may name the same thing in another place when a run is gone on with -> what has its fingerprint
 SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics"}
+_PLACES = ("images/*", "evaluations", *_REUSED)  # where a run writes, beside the folder itself
+# What every release has written into config.yaml
+_ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
+
+
+def settings_path(folder: Path) -> Path:
+    """Return where the settings of the run in a folder are: apart while another run is being replaced by it."""
+    path = folder / _NEXT_CONFIG
+    return path if "replacing" in read_marker(folder) and path.is_file() else folder / CONFIG
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """Return what the marker in a folder says, which this package alone writes; nothing where there is none."""
+    try:
+        with open(folder / MARKER, "rb") as file:
+            about = json.loads(file.read(10_000))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) and "ld3m" in about else {}
+
+
+def write_marker(folder: Path, **more: object) -> None:
+    """Mark a folder as a run, whose files `overwrite` may remove."""
+    write_json(folder / MARKER, {"ld3m": __version__, "kind": "run", **more})
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing but what a killed command left is in a folder."""
+    return all(is_temporary(entry) or entry.name in (MARKER, _NEXT_CONFIG) for entry in folder.iterdir())
 
 
 class RunFolder:
     """One run's folder. Nothing is written before `start`, so that a refused run leaves nothing behind.
+
+    From `start` on it is owned, to be let go of by `with`, or `close`.
 
     Args:
         path: the folder; it may be missing or empty, else `resume` or `overwrite` must say what to do with it.
@@ -45,34 +94,47 @@ class RunFolder:
         overwrite: replace the run in it; files that are not a run's stay.
 
     Raises:
-        ConfigError: the folder's state and what was asked for do not agree.
+        ConfigError: the folder's state and what was asked for do not agree, or another command is writing there.
     """
 
     def __init__(self, path: Path, *, resume: bool, overwrite: bool) -> None:
         self.path, self.fingerprint, self.sources = path, "", dict[str, str]()
+        self.is_resumed, self._overwrite = resume, overwrite
+        self._owned = contextlib.ExitStack()
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other; choose one")
         if path.exists() and not path.is_dir():
             raise ConfigError(f"out {path} is a file; choose a folder")
         if resume and not path.is_dir():
             raise ConfigError(f"out {path} is not there, so there is nothing to resume; leave --resume out to start it")
-        with clear_write_errors(path):
-            is_taken = path.is_dir() and any(not is_temporary(entry) for entry in path.iterdir())
-        self.is_resumed = resume and (path / CONFIG).is_file()
-        if is_taken and resume and not self.is_resumed:
-            raise ConfigError(f"out {path} is not empty and holds no {CONFIG}: not a run; {_MEANT_FOR_THIS_RUN}")
-        if is_taken and overwrite and not (path / CONFIG).is_file():
-            raise ConfigError(f"out {path} holds no {CONFIG}: not a run, so it is not replaced; choose another --out")
-        if is_taken and not resume and not overwrite:
-            raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
+        require_free(path)
+        self._require_agreement()
+        self._seen = settings_path(path).read_bytes() if resume else b""
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._owned.__exit__(kind, error, traceback)
+
+    def close(self) -> None:
+        """Let go of the folder.
+
+        Raises:
+            Ld3mError: it was removed meanwhile.
+        """
+        self._owned.close()
 
     def stored(self, kind: type[Config]) -> tuple[str, Config]:
         """Return (data, config) of the run that is resumed."""
-        content = read_yaml(self.path / CONFIG)
+        content = read_yaml(settings_path(self.path))
         return str(content.pop("data", "builtin")), build(content, kind())
 
     def start(self, data: str, config: Settings, fingerprint: str, sources: Mapping[str, str] | None = None) -> None:
-        """Make the folder a run with these settings, what is left of another run removed; or go on with the one there.
+        """Own the folder, and make it a run with these settings, what is left of another run removed; or go on with
+        the one there.
 
         Args:
             fingerprint: of the data; checkpoints made with other data are refused.
@@ -80,19 +142,76 @@ class RunFolder:
                 with others is not gone on with.
         """
         self.fingerprint, self.sources = fingerprint, dict(sources or {})
-        settings = to_yaml(config, data=data)
-        if self.is_resumed:
-            self._require_same_sources(config)
-            return
+        self._owned.enter_context(owning(self.path))
+        try:
+            self._require_agreement()  # again: until now another might have written
+            sweep(self.path, *_PLACES)
+            if self.is_resumed:
+                self._go_on()
+                self._require_same_sources(config)
+            else:
+                self._begin(to_yaml(config, data=data), [name for name in _REUSED if getattr(config, name, None)])
+        except BaseException as error:
+            self._owned.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def _require_agreement(self) -> None:
+        """Raise unless what lies in the folder is what was asked for."""
+        path = self.path
+        with clear_write_errors(path):
+            is_taken = path.is_dir() and not is_empty(path)
+            has_settings = path.is_dir() and settings_path(path).is_file()
+            if self.is_resumed and not is_taken:
+                raise ConfigError(f"out {path} is empty: no run was begun there; leave --resume out to start one")
+            if not is_taken:
+                return
+            if not self.is_resumed and not self._overwrite:
+                raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
+            missing = f"holds a {CONFIG} that is not of a run" if has_settings else f"holds no {CONFIG}: not a run"
+            is_run = _is_run(path)
+            if self.is_resumed and not (is_run and has_settings):
+                raise ConfigError(
+                    f"out {path} is not empty and {missing}; choose another --out, as only a run has a --overwrite"
+                )
+            if self._overwrite and not is_run:
+                raise ConfigError(f"out {path} {missing}, so it is not replaced; choose another --out")
+
+    def _go_on(self) -> None:
         with clear_write_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            made = ["images/*/*.png", f"{EVALUATIONS}/*.json"]
-            for kept, pattern in _REUSED.items():
-                made += [] if getattr(config, kept, None) else [pattern]
-            found = (path for pattern in made for path in self.path.glob(pattern))
-            for path in (*(self.path / name for name in _OWN), *found):
+            if settings_path(self.path).read_bytes() != self._seen:
+                raise ConfigError(f"{self.path / CONFIG} was changed while this run was getting ready; start again")
+        if "replacing" in read_marker(self.path):  # by a run that was killed meanwhile: this one
+            self._finish_replacing()
+        elif not read_marker(self.path):  # of an earlier release
+            write_marker(self.path)
+
+    def _begin(self, settings: str, reused: list[str]) -> None:
+        """Store the settings; another run in the folder is whole until the marker says otherwise, then gone."""
+        if not self._overwrite or is_empty(self.path):
+            write_marker(self.path)
+            write_text(self.path / CONFIG, settings)
+            return
+        write_text(self.path / _NEXT_CONFIG, settings)
+        write_marker(self.path, replacing=reused)
+        self._finish_replacing()
+
+    def _finish_replacing(self) -> None:
+        """Remove what the former run wrote; the settings that are in store take their place."""
+        reused = read_marker(self.path)["replacing"]
+        with clear_write_errors(self.path):
+            for path in self._files_of_a_run(reused if isinstance(reused, list) else []):
                 path.unlink(missing_ok=True)
-        write_text(self.path / CONFIG, settings)
+            if (self.path / _NEXT_CONFIG).is_file():
+                os.replace(self.path / _NEXT_CONFIG, self.path / CONFIG)
+        write_marker(self.path)
+
+    def _files_of_a_run(self, reused: list[object]) -> Iterator[Path]:
+        root = self.path.resolve()
+        for pattern in (*_OWN, *(pattern for name, pattern in _REUSED.items() if name not in reused)):
+            for path in list(self.path.glob(pattern)):
+                is_numbered = pattern not in (_OWN[-1], *_REUSED.values()) or path.stem.rpartition("-")[2].isdecimal()
+                if is_numbered and path.parent.resolve().is_relative_to(root):  # not through a link
+                    yield path
 
     def _require_same_sources(self, config: Settings) -> None:
         """Refuse a prior and the like that are not those the run began with; note where those that moved are now."""
@@ -119,22 +238,29 @@ class RunFolder:
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
-        with clear_write_errors(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with clear_write_errors(self.path / METRICS):
+            make_parent(self.path / METRICS)
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def save_checkpoint(self, iteration: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `iteration` iterations. The number travels inside the tensors' file, so that the two
         cannot come apart; `checkpoint.json` repeats it for people."""
-        save_tensors(
-            self.path / CHECKPOINT, tensors, {"iteration": str(iteration), "data": self.fingerprint} | self.sources
-        )
-        write_json(self.path / CHECKPOINT_NOTE, {"iteration": iteration, "tensors": sorted(tensors)})
+        with contextlib.suppress(OSError):  # what is lost of the metrics all the same, resuming says
+            descriptor = os.open(self.path / METRICS, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        about = {"iteration": str(iteration), "data": self.fingerprint} | self.sources
+        save_tensors(self.path / CHECKPOINT, tensors, about)
+        self._note(iteration, tensors)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return (iterations done, tensors), or None before the first checkpoint; later metrics are dropped."""
         path = self.path / CHECKPOINT
         if not path.is_file():
-            self._keep_metrics_before(0)
+            self.keep_metrics_before(0)
             return None
         tensors, about = load_tensors(path)
         if not about.get("iteration", "").isdigit():
@@ -144,18 +270,54 @@ class RunFolder:
                 f"resume needs the data that the run in {self.path} began with; this has other images, labels or "
                 "another split. Name that data, or start anew with another --out"
             )
-        self._keep_metrics_before(int(about["iteration"]))
-        return int(about["iteration"]), tensors
+        iteration = int(about["iteration"])
+        self.keep_metrics_before(iteration)
+        self._note(iteration, tensors)  # a kill may have come between the two files
+        return iteration, tensors
 
-    def _keep_metrics_before(self, iteration: int) -> None:
-        path = self.path / METRICS
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["iteration"] < iteration:
-                    kept.append(line + "\n")
-            except (ValueError, TypeError, KeyError):
-                logger.info("dropped a torn last line of %s", path)
-        write_text(path, "".join(kept))
+    def keep_metrics_before(self, iteration: int) -> None:
+        """Drop lines of metrics that are torn, doubled, or of iterations that are done again; say which are missing."""
+        path, kept = self.path / METRICS, dict[int, str]()
+        if path.is_file():
+            with clear_write_errors(path):
+                text = path.read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines():
+                number = _iteration_of(line)
+                if number is None:
+                    logger.info("dropped a torn line of %s", path)
+                elif number < iteration:
+                    kept[number] = line  # of an iteration logged twice, the later line holds
+            whole = "".join(f"{line}\n" for _, line in sorted(kept.items()))
+            if whole != text:
+                write_text(path, whole)
+        if len(kept) < iteration:
+            logger.warning("%s lacks %d of %d iterations that are done", path, iteration - len(kept), iteration)
+
+    def _note(self, iteration: int, tensors: dict[str, Tensor]) -> None:
+        path, text = self.path / CHECKPOINT_NOTE, {"iteration": iteration, "tensors": sorted(tensors)}
+        try:
+            is_there = json.loads(path.read_bytes()) == text
+        except (OSError, ValueError, RecursionError):
+            is_there = False
+        if not is_there:
+            write_json(path, text)
+
+
+def _iteration_of(line: str) -> int | None:
+    try:
+        number = json.loads(line)["iteration"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return number if type(number) is int and number >= 0 and "\ufffd" not in line else None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run of this package: by its marker, or of an earlier release by all of its settings."""
+    try:
+        names = read_yaml(folder / CONFIG).keys()
+    except ConfigError:
+        return read_marker(folder).get("kind") == "run"
+    if read_marker(folder).get("kind") == "run":
+        return "data" in names  # else the file was put there since
+    known = {field.name for kind in (ResolvedDistillConfig, ResolvedSampleConfig) for field in fields(kind)}
+    return names >= _ALWAYS_STORED and names <= known | {"data"}

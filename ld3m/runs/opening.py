@@ -74,10 +74,8 @@ def open_run(
     folder = open_folder(out, resume=resume, overwrite=overwrite)
     if folder is None:
         settings = _in_memory(settings)
-    elif data_room.would_read(data, folder.path):
-        raise ConfigError(
-            f"out {folder.path} lies in the data {data}, where it would be read as a class; choose an --out elsewhere"
-        )
+    else:
+        require_outside(data, folder.path)
     settings, prior = _split_prior(_with_whole_paths(settings))
     config = _stored_or_given(folder, settings, kind)
     return Opening(config, data, _name_of(data), prior, folder, resolve_device(config.device))
@@ -90,6 +88,14 @@ def open_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> Run
     if resume or overwrite:
         raise ConfigError("resume and overwrite need out=, the folder of the run")
     return None
+
+
+def require_outside(data: object, out: Path, option: str = "out") -> None:
+    """Raise ConfigError where what is written to `out` would become part of the data."""
+    if data_room.would_read(data, out):
+        raise ConfigError(
+            f"{option} {out} lies in the data {data}, where it would be read as a class; choose an --{option} elsewhere"
+        )
 
 
 def with_dtype(config: AnyConfig, device: torch.device, on_gpu: str = "bfloat16") -> AnyConfig:

@@ -65,9 +65,11 @@ class Result:
         """
         folder = Path(folder)
         for label, name in enumerate(folder_names(self.class_names)):
+            images = self.images[self.labels == label]
+            pictures.save_numbered(folder / "images" / name, images)
             for left in (folder / "images" / name).glob("*.png"):  # of a set with more images
-                left.unlink()
-            pictures.save_numbered(folder / "images" / name, self.images[self.labels == label])
+                if left.stem.isdecimal() and int(left.stem) >= len(images):
+                    left.unlink()
         self.draw_grid(folder)
         tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std, **self.parameters}
         about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ld3m.runtime.locks import make_parent
 from ld3m.runtime.storage import clear_write_errors, folded
 
 _DTYPES = {torch.int64: "I64", torch.float32: "F32"}  # in this order, so that every tensor starts at its own multiple
@@ -43,7 +44,7 @@ class RowFile:
         self._start = 8 + len(text)
         head = len(text).to_bytes(8, "little") + text
         with clear_write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_parent(path)
             with open(self._partial, "rb+" if self._partial.is_file() else "wb+") as file:
                 self.is_new = file.read(len(head)) != head  # or torn by a kill
                 if self.is_new:

@@ -5,6 +5,9 @@ import errno
 import glob
 import json
 import os
+import re
+import secrets
+import shutil
 import stat
 import time
 from collections.abc import Generator, Mapping
@@ -14,12 +17,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ld3m.errors import CheckpointError, Ld3mError
+from ld3m.runtime import locks
 
 if TYPE_CHECKING:
     from safetensors import safe_open
 
 _FOLDED = "ld3m"
 _STALE_SECONDS = 600
+_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?(\.d)?\.tmp")
+_SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # a name of its own, which earlier versions let it write by
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, then run again (--resume goes on with a run)",
     errno.EDQUOT: "the disk quota is used up: free some space, then run again (--resume goes on with a run)",
@@ -48,20 +54,68 @@ def require_writable(folder: Path, remedy: str) -> None:
 
 
 @contextlib.contextmanager
+def owning(path: Path, *, is_file: bool = False) -> Generator[None]:
+    """Own a folder, made where it is missing, for the block; of a file, and of a folder that is replaced, the name.
+
+    A thread that owns it already goes on owning it. Where nothing may be written there is nothing to own.
+
+    Raises:
+        ConfigError: another command is writing there.
+        Ld3mError: the folder was removed during the block.
+    """
+    folder = path.absolute().parent if is_file else path
+    with clear_write_errors(path):
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = locks.acquire(lock_of(path, is_file=is_file), path)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            held = None
+    try:
+        yield
+        if held is not None:
+            locks.require_there(held)
+    finally:
+        is_still_ours = held is None or held.is_there()
+        if held is not None:
+            locks.release(held)
+        if is_new and is_still_ours:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing was written
+
+
+def require_free(folder: Path) -> None:
+    """Raise ConfigError where another command is writing into a folder; nothing is made."""
+    with clear_write_errors(folder):
+        locks.require_free(lock_of(folder), folder)
+
+
+def lock_of(path: Path, *, is_file: bool = False) -> Path:
+    """Return the lock file of a folder, which lies in it, or of a name, which lies beside it."""
+    return path.absolute().parent / f".{path.name}{locks.LOCK}" if is_file else path / locks.LOCK
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name that nobody else takes, and by which `sweep` knows what a kill left."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes the name, on failure it is removed.
 
-    The name is the process's own, so that two processes on one folder never write into each other's file; what a killed
-    one left is removed when it is too old to be still written.
+    What a killed process left is removed when it is too old to be still written, or by `sweep`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     with clear_write_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            locks.make_parent(path)
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                        left.unlink()
+                    if _is_left(left) and time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                        _remove(left)
             temporary.touch()
             mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask has it
             yield temporary
@@ -73,9 +127,38 @@ def replacing(path: Path) -> Generator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path, *places: str) -> None:
+    """Remove what killed writes left in an owned folder, and in folders within it given as patterns."""
+    with clear_write_errors(folder):
+        for place in (folder, *(path for pattern in places for path in folder.glob(pattern) if path.is_dir())):
+            for left in list(place.glob(".*tmp*")):
+                if _is_left(left):
+                    _remove(left)
+
+
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is what a killed write left behind."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    """Whether `path` is what a killed command left behind: a lock, or a file half written."""
+    name = path.name
+    return (name.startswith(".") and name.endswith((".tmp", locks.LOCK))) or bool(
+        _SAFETENSORS_TEMPORARY.fullmatch(name)
+    )
+
+
+def _is_left(path: Path) -> bool:
+    """Whether this is surely a temporary file of this package, or of safetensors in its stead."""
+    if _TEMPORARY.fullmatch(path.name):
+        return True
+    if not _SAFETENSORS_TEMPORARY.fullmatch(path.name) or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(9)[8:] in (b"{", b"")  # the header after its length
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -93,13 +176,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     about = folded(metadata or {})
     with replacing(path) as temporary:
+        private = temporary.with_suffix(
+            ".d.tmp"
+        )  # safetensors writes under a name of its own beside the one it is given
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, about)
+            private.mkdir()
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, private / path.name, about)
+            os.replace(private / path.name, temporary)
         except Exception as error:  # safetensors wraps the operating system's error in one of its own
             if isinstance(error, OSError) or "os error" not in str(error):
                 raise
             number = next((n for n in _REMEDIES if f"os error {n}" in str(error)), errno.EIO)
             raise OSError(number, os.strerror(number)) from error
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
 
 
 def folded(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -70,16 +70,17 @@ def sample_dataset(
     with tempfile.TemporaryDirectory() as scratch:
         where = {"out": out, "resume": resume, "overwrite": overwrite, "scratch": Path(scratch)}
         job = prepare(data, settings, **where)
-        seconds_per_class = _sample_classes(job, progress)
-        result = load(job.folder.path)
-        if out is None:
-            return _detached(result)
-    if not (job.folder.path / GRID).is_file():
-        result.draw_grid(job.folder.path)
-    seconds = time.perf_counter() - started
-    facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
-    finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
-    return result
+        with job.folder:
+            seconds_per_class = _sample_classes(job, progress)
+            result = load(job.folder.path)
+            if out is None:
+                return _detached(result)
+            if not (job.folder.path / GRID).is_file():
+                result.draw_grid(job.folder.path)
+            seconds = time.perf_counter() - started
+            facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
+            finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
+            return result
 
 
 def _detached(stored: Result) -> Result:
@@ -97,6 +98,8 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
     rows = _row_file(job)
     stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
     first = 0 if stored is None or rows.is_new else stored[0]
+    if stored is not None and not first:
+        job.folder.keep_metrics_before(0)
     started = time.perf_counter()
     bar = tqdm(
         range(first, num_classes), "sampling", initial=first, total=num_classes, disable=None if progress else True,

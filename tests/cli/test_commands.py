@@ -112,7 +112,7 @@ def test_ctrl_c_in_other_commands_exits_130(ld3m_command, coloured_folder, tmp_p
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "claim_folder", interrupted)
+    monkeypatch.setattr(train, "claimed_folder", interrupted)
     status, _, err = ld3m_command("prior train", coloured_folder, PRIOR, "--out", tmp_path / "p")
     assert (status, err.strip().splitlines()[-1]) == (130, "interrupted")
 
@@ -192,3 +192,47 @@ def test_a_run_among_the_classes_of_its_data_is_refused(small_options, ld3m_comm
 def test_a_teacher_is_no_folder(ld3m_command, coloured_folder, tmp_path):
     status, _, err = ld3m_command("teacher", coloured_folder, "--resolution 16 --quiet --overwrite --out", tmp_path)
     assert status == 2 and "is a folder; name the file of the teacher" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        ("prior train", "prior"),
+        ("prior train", "r/prior"),
+        ("experts", "experts"),
+        ("teacher", "t/teacher.safetensors"),
+    ],
+)
+def test_nothing_is_trained_into_the_data(command, out, ld3m_command, coloured_folder, tmp_path):
+    """There previews would become a class, or images of one."""
+    data = tmp_path / "data"
+    shutil.copytree(coloured_folder / "train", data)
+    before = sorted(data.rglob("*"))
+    status, _, err = ld3m_command(command, data, "--out", data / out, "--quiet")
+    assert status == 2
+    where = data / out if command != "teacher" else (data / out).parent
+    why = f"out {where} lies in the data {data}, where it would be read as a class; choose an --out elsewhere"
+    assert err.splitlines()[-1] == f"ld3m: error: {why}"
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", [None, ".ld3m.json", ".config.yaml.12-0123abcd.tmp"])
+@pytest.mark.parametrize("command", ["distill", "sample"])
+def test_what_was_not_begun_is_not_resumed(command, left, ld3m_command, tmp_path):
+    if left:
+        (tmp_path / left).touch()
+    status, _, err = ld3m_command(command, "--out", tmp_path, "--resume")
+    line = f"ld3m: error: out {tmp_path} is empty: no run was begun there; leave --resume out to start one\n"
+    assert (status, err) == (2, line)
+    assert [path.name for path in tmp_path.iterdir()] == ([left] if left else [])
+
+
+def test_a_users_files_are_not_overwritten(ld3m_command, tmp_path):
+    files = {"config.yaml": "port: 80\n", "images/cats/holiday.png": "mine", "result.json": "mine"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    status, _, err = ld3m_command("distill", "--out", tmp_path, "--overwrite")
+    assert status == 2 and "holds a config.yaml that is not of a run, so it is not replaced" in err
+    assert {name: (tmp_path / name).read_text() for name in files} == files
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3

@@ -1,6 +1,8 @@
 """Training, storing, finding and reading expert trajectories."""
 
 import math
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from ld3m import networks
 from ld3m.data import load
 from ld3m.distillation import experts
-from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
+from ld3m.errors import CheckpointError, ConfigError, InputError, Ld3mError, NumericsError
 from ld3m.matching import dsa, mtt_loss
-from ld3m.runtime import seeds
+from ld3m.runtime import locks, seeds, storage
 from ld3m.runtime.storage import metadata_of
 
 SIZE = {"width": 4, "num_classes": 3, "resolution": 8}
@@ -248,3 +250,32 @@ def test_fresh_weights_have_the_loss_of_guessing(folder, dataset):
     images = dataset.normalize(dataset.train.batch(torch.arange(40)))
     network.requires_grad_(False)
     assert abs(float(F.cross_entropy(network(images), dataset.train.labels)) - math.log(3)) < 0.3
+
+
+def test_experts_have_their_folder_for_themselves(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
+    with storage.owning(tmp_path / "out"), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(train, dataset, tmp_path / "out").exception()
+    assert isinstance(error, ConfigError) and "out is being written by process" in str(error)
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_a_folder_that_is_removed_while_experts_are_trained_is_an_error(expert, dataset, tmp_path, monkeypatch):
+    train_epoch, epochs = experts._train_epoch, iter(range(9))
+
+    def removing(*args, **options):
+        if next(epochs) == 3 * expert + 1:
+            shutil.rmtree(tmp_path / "out")
+        return train_epoch(*args, **options)
+
+    monkeypatch.setattr(experts, "_train_epoch", removing)
+    with pytest.raises(Ld3mError, match="out was removed while it was written"):
+        train(dataset, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_killed_trainings_left_is_removed(dataset, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / ".expert-00009.safetensors.12-0123abcd.tmp").touch()
+    train(dataset, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()}

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from ld3m.distillation.objectives import ClassMatching, TrajectoryMatching
 from ld3m.errors import ConfigError, Ld3mError
 from ld3m.evaluation import finish as finishing
 from ld3m.runs.folder import RunFolder
-from ld3m.runtime import storage
+from ld3m.runtime import locks, storage
 from ld3m.runtime.storage import load_tensors
 from ld3m.spaces import LatentSpace
 
@@ -152,7 +154,7 @@ KILLED = """
 import os, signal, sys
 from ld3m import cli
 from ld3m.distillation import loop as distillation
-from ld3m.runtime import storage
+from ld3m.runtime import locks, storage
 distillation._CHECKPOINT_SECONDS = 0
 replace, saved = os.replace, []
 def killed(source, target):
@@ -173,8 +175,8 @@ def test_killed_in_the_middle_of_a_write(coloured_folder, tmp_path):
     command += ["--evaluate", "none", "--quiet", "--out"]
     process = subprocess.run([sys.executable, "-c", KILLED, *command, str(killed)], capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    (left,) = killed.glob(".checkpoint.safetensors.*.tmp")
-    os.utime(left, (0, 0))  # long ago: it is removed with the next write
+    assert len(list(killed.glob(".checkpoint.safetensors.*.tmp"))) == 1  # removed when the run goes on
+    assert (killed / ".ld3m.lock").is_file()
     assert load_tensors(killed / "checkpoint.safetensors")[1]["iteration"] == "2"
     assert iterations_of(killed) == [0, 1, 2]
 
@@ -197,7 +199,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_at_the_beginning(go, wh
 def test_a_run_killed_before_its_settings_were_stored_starts_with_those_given(go, whole, tmp_path):
     left = tmp_path / ".config.yaml.1.tmp"
     left.write_text("data: half")
-    os.utime(left, (0, 0))  # long ago
+    with pytest.raises(ConfigError, match=r"is empty: no run was begun there; leave --resume out to start one"):
+        go(tmp_path, resume=True)
+    go(tmp_path)
     assert_resumed(go, tmp_path, whole["dm"])
     assert not left.exists()
 
@@ -208,6 +212,62 @@ def test_a_finished_run_stays_as_it_is(go, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(ClassMatching, "backward", None)
     assert_resumed(go, tmp_path, whole["dm"])
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_finished_run_that_goes_on_keeps_its_pictures_until_they_are_drawn_anew(go, tmp_path, monkeypatch):
+    go(tmp_path, ipc=2)
+    pictures = sorted(tmp_path.rglob("images/*/*.png"))
+    (tmp_path / "images" / "0" / "2.png").touch()  # of a set with more images
+    (tmp_path / "images" / "0" / "mine.png").touch()
+
+    def none(path, _picture):
+        assert all(picture.is_file() for picture in pictures)
+        if path.name == "1.png":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ld3m.runs.pictures.save_png", none)
+        go(tmp_path, ipc=2, resume=True)
+    assert len(pictures) == 6 and all(picture.is_file() for picture in pictures)
+    go(tmp_path, ipc=2, resume=True)
+    assert not (tmp_path / "images" / "0" / "2.png").exists()
+    assert (tmp_path / "images" / "0" / "mine.png").exists()
+
+
+def test_a_folder_that_is_removed_while_it_is_distilled_into_is_an_error(go, interrupt, tmp_path, monkeypatch):
+    backward, calls = ClassMatching.backward, iter(range(9))
+
+    def removing(self, iteration):
+        if next(calls) == 2:
+            shutil.rmtree(tmp_path / "run")
+        return backward(self, iteration)
+
+    monkeypatch.setattr(ClassMatching, "backward", removing)
+    with pytest.raises(Ld3mError, match=r"run was removed while it was written, and what was done with it; leave it"):
+        go(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_in_one_folder_are_one_run_and_a_refusal(go, whole, tmp_path, monkeypatch):
+    """The second one begins while the first one iterates, or both are opened before either has begun."""
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
+    backward, errors = ClassMatching.backward, []
+
+    def second(**options):
+        with ThreadPoolExecutor(1) as pool:
+            errors.append(pool.submit(go, tmp_path / "run", seed=1, **options).exception())
+
+    def meanwhile(self, iteration):
+        if iteration == 1 and not errors:
+            for options in ({}, {"resume": True}, {"overwrite": True}):
+                second(**options)
+        return backward(self, iteration)
+
+    monkeypatch.setattr(ClassMatching, "backward", meanwhile)
+    go(tmp_path / "run")
+    assert len(errors) == 3 and all("run is being written by process" in str(error) for error in errors)
+    assert bytes_of(tmp_path / "run") == bytes_of(whole["dm"])
+    assert iterations_of(tmp_path / "run") == list(range(ITERATIONS))
 
 
 def test_settings_that_are_not_given_are_the_stored_ones(coloured, whole):

@@ -2,15 +2,18 @@
 
 import json
 import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ld3m.data import ImageSet
-from ld3m.errors import CheckpointError, ConfigError, DataError, InputError
+from ld3m.errors import CheckpointError, ConfigError, DataError, InputError, Ld3mError
 from ld3m.evaluation import Report, comparison, evaluate
 from ld3m.networks import build
+from ld3m.runtime import locks
 
 
 @pytest.fixture
@@ -124,6 +127,34 @@ def test_a_folder_gets_its_report_and_an_interrupted_evaluation_goes_on(toy, res
     assert [row["set"] for row in report.rows] == ["ld3m", "random", "kmeans"]
     assert Report.from_json((folder / "evaluation.json").read_text()) == report
     assert not (folder / "evaluation-progress.json").exists()
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_an_evaluation_owns_the_folder(is_removed, toy, result, brief, tmp_path, monkeypatch):
+    """Another one is refused meanwhile; a folder that is removed is not made anew, and is an error."""
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
+    monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
+    folder, errors = result.save(tmp_path / "run"), []
+    options = {"protocol": brief.with_epochs(2), "networks": ["ConvNet-w0.06"], "repeats": 1, "progress": False}
+    train_and_test = comparison.train_and_test
+
+    def meanwhile(*arguments, **more):
+        if not errors:
+            with ThreadPoolExecutor(1) as pool:
+                errors.append(pool.submit(evaluate, folder, toy, **options).exception())
+            if is_removed:
+                shutil.rmtree(folder)
+        return train_and_test(*arguments, **more)
+
+    monkeypatch.setattr(comparison, "train_and_test", meanwhile)
+    if is_removed:
+        with pytest.raises(Ld3mError, match="run was removed while it was written"):
+            evaluate(folder, toy, **options)
+        assert not folder.exists()
+    else:
+        evaluate(folder, toy, **options)
+        assert (folder / "evaluation.json").is_file() and not (folder / ".ld3m.lock").exists()
+    assert isinstance(errors[0], ConfigError) and "run is being written by process" in str(errors[0])
 
 
 def test_progress_of_other_settings_is_kept_and_not_used(toy, result, brief, tmp_path, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Teachers: trained, stored, loaded, refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from ld3m.data import ImageSet
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.evaluation import Teacher, TeacherTraining, load_teacher, train_teacher
-from ld3m.runtime.storage import save_tensors
+from ld3m.runtime import locks
+from ld3m.runtime.storage import owning, save_tensors
 
 BRIEF = TeacherTraining(network="ConvNet-w0.06", epochs=6, lr=0.05, batch_size=16)
 
@@ -117,3 +119,14 @@ def test_bad_trainings_are_refused(teacher, toy, tmp_path):
     with pytest.raises(NumericsError, match="the teacher diverged"):
         train_teacher(toy, tmp_path / "x", replace(BRIEF, lr=1e30), progress=False)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_teachers_file_has_one_owner(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
+    file, training = tmp_path / "t" / "teacher.safetensors", TeacherTraining("ConvNet-w0.06", epochs=2)
+    with owning(file, is_file=True), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(train_teacher, toy, file, training, progress=False).exception()
+    assert isinstance(error, ConfigError) and "teacher.safetensors is being written by process" in str(error)
+    assert list(tmp_path.iterdir()) == []
+    train_teacher(toy, file, training, progress=False)
+    assert [path.name for path in file.parent.iterdir()] == ["teacher.safetensors"]

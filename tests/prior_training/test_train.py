@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +15,13 @@ from torch import nn
 
 import ld3m
 from ld3m import data
-from ld3m.errors import CheckpointError, ConfigError, NumericsError
+from ld3m.errors import CheckpointError, ConfigError, Ld3mError, NumericsError
 from ld3m.prior_training import fit, train
 from ld3m.prior_training.fit import Fit
 from ld3m.prior_training.preview import sample_images, save_samples
 from ld3m.prior_training.settings import PriorTraining
 from ld3m.prior_training.train import train_prior
-from ld3m.runtime import seeds
+from ld3m.runtime import locks, seeds, storage
 from ld3m.runtime.storage import load_tensors
 
 SMALL = PriorTraining(
@@ -160,6 +162,98 @@ def test_a_resumed_training_has_the_same_images(go, trained, coloured, dataset):
         train_prior(other, trained, SMALL, resume=True)
 
 
+def test_a_picture_that_a_kill_came_before_is_drawn_when_the_training_goes_on(go, trained, tmp_path):
+    """The checkpoint after step 3 is there, the picture of step 3 is not."""
+
+    def preview(prior, path):
+        raise SystemExit
+
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        go(out, preview=preview)
+    assert load_tensors(out / "denoiser.safetensors")[1]["step"] == "3" and not list(out.glob("samples*"))
+    go(out, resume=True)
+    for name in (*PRIOR, *OTHERS, "samples-000003.png"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("moment", ["loss", "optimiser", "picture"])
+def test_an_interrupted_training_keeps_its_last_whole_state(moment, go, trained, dataset, tmp_path, monkeypatch):
+    """Without a checkpoint of its own before: in step 8, the fourth of the denoiser, or in the picture before it."""
+    losses, steps = iter(range(99)), iter(range(99))
+    loss, step = train._denoiser_loss, torch.optim.AdamW.step
+
+    def interrupted_loss(*args):
+        if next(losses) == 3 and moment == "loss":
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    def interrupted_step(self, *args):
+        step(self, *args)
+        if next(steps) == 8 and moment == "optimiser":
+            raise KeyboardInterrupt
+
+    def preview(prior, path):
+        if moment == "picture":
+            raise KeyboardInterrupt
+        few_samples(prior, path)
+
+    out, options = tmp_path / "out", {"progress": False, "preview_every": 3}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit, "_LOG_EVERY", 1)
+        patch.setattr(train, "_denoiser_loss", interrupted_loss)
+        patch.setattr(torch.optim.AdamW, "step", interrupted_step)
+        train_prior(dataset, out, SMALL, preview=preview, **options)
+    is_kept = (out / "denoiser.safetensors").is_file()
+    assert is_kept == (moment == "loss")  # else the weights are half changed, or the averages are in their place
+    if is_kept:
+        assert load_tensors(out / "denoiser.safetensors")[1]["step"] == "3"
+    go(out, resume=True)
+    for name in (*PRIOR, *OTHERS, "samples-000003.png"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+def test_a_training_that_was_not_begun_is_not_resumed(go, tmp_path):
+    (tmp_path / ".training.json.12-0123abcd.tmp").touch()
+    with pytest.raises(ConfigError, match=r"is empty: no training was begun there; leave --resume out to start one"):
+        go(tmp_path, resume=True)
+
+
+def test_a_training_has_its_folder_for_itself(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
+    with storage.owning(tmp_path / "out"), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(go, tmp_path / "out").exception()
+    assert isinstance(error, ConfigError) and "out is being written by process" in str(error)
+
+
+def test_a_folder_that_is_removed_while_a_prior_is_trained_is_an_error(go, tmp_path):
+    def preview(prior, path):
+        shutil.rmtree(tmp_path / "out")
+
+    with pytest.raises(Ld3mError, match="out was removed while it was written"):
+        go(tmp_path / "out", preview=preview)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "unet/config.json"])
+def test_a_configuration_that_cannot_be_written_is_one_clear_error(name, go, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "out")
+    replace = storage.os.replace
+
+    def full(source, target):
+        if str(target).endswith(name):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    before = (tmp_path / "out" / "prior" / name).read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Ld3mError, match=rf"could not write .+{name}: .+disk is full"):
+        patch.setattr(storage.os, "replace", full)
+        go(tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "prior" / name).read_bytes() == before
+    go(tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "prior" / name).read_bytes() == before
+
+
 def test_a_checkpoint_is_written_every_so_often(tmp_path, monkeypatch):
     saved, clock = [], iter(range(0, 1000, 20))
     monkeypatch.setattr(fit.time, "perf_counter", lambda: next(clock))
@@ -203,7 +297,7 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
 def test_damaged_settings_of_a_training_are_named(tmp_path, content, message):
     (tmp_path / "training.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        fit.claim_folder(tmp_path, {"steps": 5}, resume=True)
+        fit.check_folder(tmp_path, {"steps": 5}, resume=True)
     assert (tmp_path / "training.json").read_bytes() == content
 
 

@@ -1,8 +1,11 @@
 """Runs exported as data sets."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,8 @@ from ld3m.errors import CheckpointError, ConfigError, Ld3mError
 from ld3m.runs import exporting, pictures
 from ld3m.runs.exporting import export
 from ld3m.runs.result import Result, folder_names
-from ld3m.runtime.storage import load_tensors
+from ld3m.runtime import exchange, locks
+from ld3m.runtime.storage import load_tensors, owning
 
 NAMES = ("shirt", "a|b <b>", "ankle*boot")
 FOLDERS = ("shirt", "a-b -b-", "ankle-boot")
@@ -244,17 +248,18 @@ def test_an_export_that_fails_leaves_what_was_there(run, tmp_path, monkeypatch, 
     assert sorted(os.listdir(tmp_path)) == ["run", "set"]
 
 
-@pytest.mark.parametrize("ending", [".tmp", "set"])  # the new folder into its place, and the old one out of it
+@pytest.mark.parametrize("ending", [".tmp", "set", None])  # the new folder into its place, the old one out of it, both
 def test_a_folder_that_cannot_be_replaced_keeps_its_place(run, tmp_path, monkeypatch, ending):
     to = export(run, "safetensors", tmp_path / "set")
     before, rename = (to / "README.md").read_bytes(), Path.rename
 
     def fail(path, target):
-        if path.name.endswith(ending):
+        if ending is None or path.name.removesuffix(".replaced.tmp").endswith(ending):
             raise OSError(16, "Device or resource busy")
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(exchange, "_swapped", (lambda *_: False) if ending else fail)
     with pytest.raises(Ld3mError, match=r"could not write .*set: Device or resource busy"):
         export(run, "imagefolder", to, overwrite=True)
     assert sorted(os.listdir(to)) == ["README.md", "images.safetensors"]
@@ -262,11 +267,112 @@ def test_a_folder_that_cannot_be_replaced_keeps_its_place(run, tmp_path, monkeyp
     assert sorted(os.listdir(tmp_path)) == ["run", "set"]
 
 
-def test_what_a_killed_export_left_is_cleared_away(run, tmp_path):
-    (tmp_path / ".set.tmp" / "old").mkdir(parents=True)
+def test_what_a_killed_export_left_is_cleared_away_and_other_folders_stay(run, tmp_path):
+    mine = [".set.tmp", ".set.replaced", ".sets.12-0123abcd.tmp", ".set.12.tmp"]
+    for name in (*mine, ".set.12-0123abcd.tmp"):
+        (tmp_path / name / "old").mkdir(parents=True)
     to = export(run, "safetensors", tmp_path / "set")
+    export(run, "safetensors", to, overwrite=True)
     assert sorted(os.listdir(to)) == ["README.md", "images.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, "run", "set"])
+
+
+@pytest.mark.parametrize("has_swap", [True, False])
+@pytest.mark.parametrize("moment", range(6))
+def test_an_export_killed_at_any_moment_leaves_the_old_or_the_new_one(run, tmp_path, monkeypatch, has_swap, moment):
+    """Nothing happens after the kill: no cleaning up either. The next export, overwriting or not, begins from there."""
+    to, rename, rmtree = export(run, "safetensors", tmp_path / "set"), Path.rename, shutil.rmtree
+    swapped = exchange._swapped if has_swap else lambda *_: False
+    left = iter(range(moment))
+
+    def only_some(function):
+        def wrapped(*args, **kwargs):
+            if next(left, None) is None:
+                raise SystemExit
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(Path, "rename", only_some(rename))
+        patch.setattr(exchange, "_swapped", only_some(swapped))
+        patch.setattr(shutil, "rmtree", only_some(rmtree))
+        export(run, "imagefolder", to, overwrite=True)
+    if has_swap:
+        assert to.is_dir()
+    if not to.exists():
+        exchange.restore(to)
+    assert sorted(os.listdir(to)) in (["README.md", "images.safetensors"], sorted([*FOLDERS, "README.md"]))
+    export(run, "imagefolder", to, overwrite=True)
+    assert sorted(os.listdir(to)) == sorted([*FOLDERS, "README.md"])
     assert sorted(os.listdir(tmp_path)) == ["run", "set"]
+
+
+def test_a_former_export_that_lost_its_name_in_a_kill_is_not_lost(run, tmp_path):
+    to = export(run, "safetensors", tmp_path / "set")
+    to.rename(tmp_path / ".set.12-0123abcd.replaced.tmp")
+    with pytest.raises(ConfigError, match="set is not empty; name another folder"):
+        export(run, "imagefolder", to)
+    assert sorted(os.listdir(to)) == ["README.md", "images.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["notes.md", "shirt/holiday.png", "shirt/deep/0.png", "cat.png", ".git/config", "data.safetensors", "shirt/1"],
+)
+def test_overwriting_deletes_nothing_that_no_export_wrote(run, tmp_path, name):
+    to = export(run, "imagefolder", tmp_path / "set")
+    (to / name).parent.mkdir(parents=True, exist_ok=True)
+    (to / name).write_text("mine")
+    named = name if name.count("/") == 1 and not name.startswith(".") else name.split("/")[0]
+    with pytest.raises(
+        ConfigError, match=rf"set holds {re.escape(named)}.*, which no export wrote and --overwrite would"
+    ):
+        export(run, "imagefolder", to, overwrite=True)
+    assert (to / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("readme", [None, "", "# Mine", "---\ntags: [ld3m]\n---\n", "---\n: [\n---\n", "---\n1\n---\n"])
+def test_a_folder_without_the_card_of_an_export_is_not_replaced(run, tmp_path, readme):
+    (tmp_path / "set" / "cats").mkdir(parents=True)
+    (tmp_path / "set" / "cats" / "0.png").write_text("mine")
+    if readme is not None:
+        (tmp_path / "set" / "README.md").write_text(readme)
+    with pytest.raises(ConfigError, match=r"set holds cats, which no export wrote"):
+        export(run, "imagefolder", tmp_path / "set", overwrite=True)
+    assert (tmp_path / "set" / "cats" / "0.png").read_text() == "mine"
+
+
+def test_an_export_has_its_name_for_itself(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.1)
+    with owning(tmp_path / "set", is_file=True), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(export, run, "imagefolder", tmp_path / "set").exception()
+        assert isinstance(error, ConfigError) and "set is being written by process" in str(error)
+        assert pool.submit(export, run, "imagefolder", tmp_path / "other").exception() is None
+    assert sorted(os.listdir(tmp_path)) == ["other", "run"]
+
+
+def test_an_export_whose_folder_is_removed_while_it_is_written_is_an_error(run, tmp_path, monkeypatch):
+    save, count = pictures.save_png, iter(range(100))
+
+    def remove_late(path, picture):
+        if next(count) == 5:
+            shutil.rmtree(path.parent.parent)
+        save(path, picture)
+
+    monkeypatch.setattr(exporting.pictures, "save_png", remove_late)
+    with pytest.raises(Ld3mError, match="where the export was written, was removed meanwhile; export again"):
+        export(run, "imagefolder", tmp_path / "set")
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+
+
+def test_an_export_into_the_data_is_refused(result, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    replace(result, config={"data": str(tmp_path / "data")}).save(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"to .+data/set lies in the data .+data, where it would be read as a class"):
+        export(tmp_path / "run", "imagefolder", tmp_path / "data" / "set")
+    assert sorted(os.listdir(tmp_path / "data")) == ["cat", "dog"]
 
 
 def test_the_hubs_loader_reads_one_split_whatever_the_classes_are_called(tmp_path):

@@ -187,3 +187,58 @@ def test_a_file_where_a_folder_should_be_is_seen_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Ld3mError, match=r"could not write into .*file/in: .*file is a file; choose another"):
         storage.require_writable(tmp_path / "file/in", "choose another")
+
+
+def test_nothing_of_safetensors_own_is_left_beside_the_file(tmp_path, monkeypatch):
+    """It writes by a name of its own, here before it is killed: within what is swept."""
+
+    def killed(_tensors, filename, _about):
+        (filename.parent / ".tmpaB3dE6").write_bytes(b"half")
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("safetensors.torch.save_file", killed)
+        patch.setattr(storage.shutil, "rmtree", lambda *_args, **_more: None)
+        storage.save_tensors(tmp_path / "t", {"a": torch.zeros(1)})
+    (left,) = tmp_path.iterdir()
+    assert storage.is_temporary(left)
+    storage.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writes_of_one_file_have_names_of_their_own(tmp_path):
+    with storage.replacing(tmp_path / "a") as one, storage.replacing(tmp_path / "a") as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+    assert (tmp_path / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_owned_goes_again_where_nothing_was_written(tmp_path):
+    with storage.owning(tmp_path / "new"):
+        assert (tmp_path / "new" / ".ld3m.lock").is_file()
+    assert not (tmp_path / "new").exists()
+    with storage.owning(tmp_path / "new"):
+        storage.write_text(tmp_path / "new" / "a" / "b", "")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_needs_no_owner(number, tmp_path, monkeypatch):
+    monkeypatch.setattr("ld3m.runtime.locks.os.open", failing(number))
+    with storage.owning(tmp_path):
+        pass
+
+
+def test_the_folder_of_an_owned_file_is_not_made_anew(tmp_path):
+    file = tmp_path / "teachers" / "a.safetensors"
+    with (
+        pytest.raises(Ld3mError, match=rf"{file} was removed while it was written"),
+        storage.owning(file, is_file=True),
+    ):
+        assert (file.parent / ".a.safetensors.ld3m.lock").is_file()
+        file.parent.joinpath(".a.safetensors.ld3m.lock").unlink()
+        file.parent.rmdir()
+        storage.save_tensors(file, {"a": torch.zeros(1)})
+    assert not file.parent.exists()
