@@ -27,18 +27,6 @@ void instance_norm_relu_pool_last_bwd(uintptr_t grad, uintptr_t x, uintptr_t wei
                                       uintptr_t grad_bias, int64_t batch, int64_t channels, int64_t height,
                                       int64_t width, bool pool, bool is_bfloat16, int64_t threads);
 
-// As above in channels_last without pooling, for the end of a residual block: `residual` (0: none) is added before the
-// ReLU, which it needs; without it `relu` may be false. grad_residual is written where there is a residual.
-void instance_norm_add_relu_fwd(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual, uintptr_t out,
-                                uintptr_t mean, uintptr_t rstd, int64_t batch, int64_t channels, int64_t height,
-                                int64_t width, double eps, bool relu, bool is_bfloat16, int64_t threads);
-
-void instance_norm_add_relu_bwd(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual,
-                                uintptr_t mean, uintptr_t rstd, uintptr_t sums, uintptr_t grad_x,
-                                uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t grad_residual, int64_t batch,
-                                int64_t channels, int64_t height, int64_t width, bool relu, bool is_bfloat16,
-                                int64_t threads);
-
 // dtype: 0 float32, 1 bfloat16, 2 float16 of every tensor but mean, rstd and sums.
 void instance_norm_relu_pool_fwd_cuda(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t mean,
                                       uintptr_t rstd, int64_t batch, int64_t channels, int64_t height, int64_t width,

@@ -1,6 +1,5 @@
 // In channels_last a channel is a column: norms of sixteen channels at once, by plain vectors. A window is one pixel, or
-// four where there is pooling; tiles of windows are met twice while the first cache holds them. What follows the norm is
-// known when a loop is compiled.
+// four where there is pooling; tiles of windows are met twice while the first cache holds them.
 
 #include <cmath>
 #include <type_traits>
@@ -23,17 +22,14 @@ struct Map {
     LD3M_INLINE int64_t at(int64_t window, int64_t k) const { return starts[window] + (k / 2 * width + k % 2) * stride; }
 };
 
-// What follows a norm: ReLU, ReLU and pooling, ReLU after the sum with a residual, or nothing.
-enum Tail { kRelu, kPool, kAdd, kNothing };
-
 struct Norm {
     Wide mean, scale, bias;
     LD3M_INLINE void apply(const Wide& x, Wide& y) const { y = (x - mean) * scale + bias; }
 };
 
 template <typename T>
-LD3M_INLINE void forward(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* mean,
-                         float* rstd, const Map& map, double eps, Tail tail, std::vector<double>& sums) {
+LD3M_INLINE void forward(const T* x, const T* weight, const T* bias, T* out, float* mean, float* rstd, const Map& map,
+                         double eps, bool pool, std::vector<double>& sums) {
     const Slab slab{map.pixels(), map.stride, map.channels, 1};
     const double count = static_cast<double>(map.pixels());
     sums.assign(map.channels, 0.0);
@@ -59,18 +55,14 @@ LD3M_INLINE void forward(const T* x, const T* weight, const T* bias, const T* re
             norm.scale *= w;
             for (int64_t window = first; window < last; ++window) {
                 Wide total = {};
-                for (int64_t k = 0; k < (tail == kPool ? 4 : 1); ++k) {
+                for (int64_t k = 0; k < (pool ? 4 : 1); ++k) {
                     Wide v, y;
                     load_at(x + map.at(window, k) + i, n, v);
                     norm.apply(v, y);
-                    if (tail == kAdd) {
-                        load_at(residual + window * map.stride + i, n, v);
-                        y += v;
-                    }
-                    if (tail != kNothing) select(y < 0.0f, Wide{}, y, y);  // NaN stays, as in torch
+                    select(y < 0.0f, Wide{}, y, y);  // NaN stays, as in torch
                     total = k ? total + y : y;
                 }
-                if (tail == kPool) total *= 0.25f;
+                if (pool) total *= 0.25f;
                 store_at(total, n, out + window * map.stride + i);
             }
         }
@@ -78,9 +70,8 @@ LD3M_INLINE void forward(const T* x, const T* weight, const T* bias, const T* re
 }
 
 template <typename T>
-LD3M_INLINE void backward(const T* grad, const T* x, const T* weight, const T* bias, const T* residual,
-                          const float* mean, const float* rstd, float* by_weight, float* by_bias, T* grad_x,
-                          T* grad_residual, const Map& map, Tail tail) {
+LD3M_INLINE void backward(const T* grad, const T* x, const T* weight, const T* bias, const float* mean,
+                          const float* rstd, float* by_weight, float* by_bias, T* grad_x, const Map& map, bool pool) {
     const float count = static_cast<float>(map.pixels());
     for (int64_t i = 0; i < map.channels; i += kWide) {
         const int64_t n = std::min(kWide, map.channels - i);
@@ -96,16 +87,9 @@ LD3M_INLINE void backward(const T* grad, const T* x, const T* weight, const T* b
             Wide v, y;
             load_at(x + map.at(window, k) + i, n, v);
             load_at(grad + window * map.stride + i, n, d);
-            if (tail == kPool) d *= 0.25f;
-            if (tail != kNothing) {
-                norm.apply(v, y);
-                if (tail == kAdd) {
-                    Wide added;
-                    load_at(residual + window * map.stride + i, n, added);
-                    y += added;
-                }
-                select(y <= 0.0f, Wide{}, d, d);
-            }
+            norm.apply(v, y);
+            if (pool) d *= 0.25f;
+            select(y <= 0.0f, Wide{}, d, d);
             centred = v - norm.mean;
         };
         double totals[kWide] = {}, products[kWide] = {};
@@ -113,7 +97,7 @@ LD3M_INLINE void backward(const T* grad, const T* x, const T* weight, const T* b
             const int64_t last = std::min(map.windows(), first + kTile);
             Wide total = {}, product = {};
             for (int64_t window = first; window < last; ++window) {
-                for (int64_t k = 0; k < (tail == kPool ? 4 : 1); ++k) {
+                for (int64_t k = 0; k < (pool ? 4 : 1); ++k) {
                     Wide centred, d;
                     behind(window, k, centred, d);
                     total += d;
@@ -130,10 +114,9 @@ LD3M_INLINE void backward(const T* grad, const T* x, const T* weight, const T* b
         store_at(total, n, by_bias + i);
         const Wide slope = -norm.scale * r * product / count, shift = -norm.scale * total / count;
         for (int64_t window = 0; window < map.windows(); ++window) {
-            for (int64_t k = 0; k < (tail == kPool ? 4 : 1); ++k) {
+            for (int64_t k = 0; k < (pool ? 4 : 1); ++k) {
                 Wide centred, d;
                 behind(window, k, centred, d);
-                if (tail == kAdd) store_at(d, n, grad_residual + window * map.stride + i);
                 d = norm.scale * d + (slope * centred + shift);
                 store_at(d, n, grad_x + map.at(window, k) + i);
             }
@@ -141,49 +124,33 @@ LD3M_INLINE void backward(const T* grad, const T* x, const T* weight, const T* b
     }
 }
 
-// Call `run(tail)` with the tail that the arguments ask for, a constant in each branch.
-template <typename Run>
-LD3M_INLINE void with_tail(Tail tail, Run run) {
-    switch (tail) {
-        case kRelu: return run(kRelu);
-        case kPool: return run(kPool);
-        case kAdd: return run(kAdd);
-        case kNothing: return run(kNothing);
-    }
+LD3M_MULTIVERSION
+void forward_float(const float* x, const float* weight, const float* bias, float* out, float* mean, float* rstd,
+                   const Map& map, double eps, std::vector<double>& sums) {
+    map.pool ? forward(x, weight, bias, out, mean, rstd, map, eps, true, sums)
+             : forward(x, weight, bias, out, mean, rstd, map, eps, false, sums);
 }
 
 LD3M_MULTIVERSION
-void forward_float(const float* x, const float* weight, const float* bias, const float* residual, float* out, float* mean,
-                   float* rstd, const Map& map, double eps, Tail tail, std::vector<double>& sums) {
-    with_tail(tail, [&](Tail tail) __attribute__((always_inline)) {
-        forward(x, weight, bias, residual, out, mean, rstd, map, eps, tail, sums);
-    });
+void forward_bfloat16(const BFloat16* x, const BFloat16* weight, const BFloat16* bias, BFloat16* out, float* mean,
+                      float* rstd, const Map& map, double eps, std::vector<double>& sums) {
+    map.pool ? forward(x, weight, bias, out, mean, rstd, map, eps, true, sums)
+             : forward(x, weight, bias, out, mean, rstd, map, eps, false, sums);
 }
 
 LD3M_MULTIVERSION
-void forward_bfloat16(const BFloat16* x, const BFloat16* weight, const BFloat16* bias, const BFloat16* residual, BFloat16* out, float* mean,
-                   float* rstd, const Map& map, double eps, Tail tail, std::vector<double>& sums) {
-    with_tail(tail, [&](Tail tail) __attribute__((always_inline)) {
-        forward(x, weight, bias, residual, out, mean, rstd, map, eps, tail, sums);
-    });
+void backward_float(const float* grad, const float* x, const float* weight, const float* bias, const float* mean,
+                    const float* rstd, float* by_weight, float* by_bias, float* grad_x, const Map& map) {
+    map.pool ? backward(grad, x, weight, bias, mean, rstd, by_weight, by_bias, grad_x, map, true)
+             : backward(grad, x, weight, bias, mean, rstd, by_weight, by_bias, grad_x, map, false);
 }
 
 LD3M_MULTIVERSION
-void backward_float(const float* grad, const float* x, const float* weight, const float* bias, const float* residual,
-                    const float* mean, const float* rstd, float* by_weight, float* by_bias, float* grad_x,
-                    float* grad_residual, const Map& map, Tail tail) {
-    with_tail(tail, [&](Tail tail) __attribute__((always_inline)) {
-        backward(grad, x, weight, bias, residual, mean, rstd, by_weight, by_bias, grad_x, grad_residual, map, tail);
-    });
-}
-
-LD3M_MULTIVERSION
-void backward_bfloat16(const BFloat16* grad, const BFloat16* x, const BFloat16* weight, const BFloat16* bias, const BFloat16* residual,
-                    const float* mean, const float* rstd, float* by_weight, float* by_bias, BFloat16* grad_x,
-                    BFloat16* grad_residual, const Map& map, Tail tail) {
-    with_tail(tail, [&](Tail tail) __attribute__((always_inline)) {
-        backward(grad, x, weight, bias, residual, mean, rstd, by_weight, by_bias, grad_x, grad_residual, map, tail);
-    });
+void backward_bfloat16(const BFloat16* grad, const BFloat16* x, const BFloat16* weight, const BFloat16* bias,
+                       const float* mean, const float* rstd, float* by_weight, float* by_bias, BFloat16* grad_x,
+                       const Map& map) {
+    map.pool ? backward(grad, x, weight, bias, mean, rstd, by_weight, by_bias, grad_x, map, true)
+             : backward(grad, x, weight, bias, mean, rstd, by_weight, by_bias, grad_x, map, false);
 }
 
 // The sums over images of (batch, channels) float32, in the images' order.
@@ -228,30 +195,29 @@ void for_maps(int64_t batch, int64_t channels, int64_t threads, Body body) {
     }
 }
 
-// The rows of all images, `residual` and `grad_residual` 0 where the tail has none.
-void run_forward(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual, uintptr_t out, uintptr_t mean,
-                 uintptr_t rstd, int64_t batch, int64_t channels, int64_t height, int64_t width, double eps, Tail tail,
-                 bool is_bfloat16, int64_t threads) {
-    const bool pool = tail == kPool;
+}  // namespace
+
+void instance_norm_relu_pool_last_fwd(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t mean,
+                                      uintptr_t rstd, int64_t batch, int64_t channels, int64_t height, int64_t width,
+                                      double eps, bool pool, bool is_bfloat16, int64_t threads) {
     const std::vector<int64_t> starts = window_starts(height, width, channels, pool);
     for_maps(batch, channels, threads, [&](int64_t image, int64_t first, int64_t count, auto& sums) {
         const Map map{height, width, count, channels, pool, starts.data()};
         const int64_t row = image * channels + first, start = image * map.pixels() * channels + first;
         const auto call = [&](auto* kind, auto run) {
             using T = std::remove_pointer_t<decltype(kind)>;
-            run(at<T>(x, start), at<T>(weight, first), at<T>(bias, first), residual ? at<T>(residual, start) : nullptr,
+            run(at<T>(x, start), at<T>(weight, first), at<T>(bias, first),
                 at<T>(out, image * map.windows() * channels + first), at<float>(mean, row), at<float>(rstd, row), map,
-                eps, tail, sums);
+                eps, sums);
         };
         is_bfloat16 ? call(at<BFloat16>(0), forward_bfloat16) : call(at<float>(0), forward_float);
     });
 }
 
-void run_backward(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual, uintptr_t mean,
-                  uintptr_t rstd, uintptr_t sums, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias,
-                  uintptr_t grad_residual, int64_t batch, int64_t channels, int64_t height, int64_t width, Tail tail,
-                  bool is_bfloat16, int64_t threads) {
-    const bool pool = tail == kPool;
+void instance_norm_relu_pool_last_bwd(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t mean,
+                                      uintptr_t rstd, uintptr_t sums, uintptr_t grad_x, uintptr_t grad_weight,
+                                      uintptr_t grad_bias, int64_t batch, int64_t channels, int64_t height,
+                                      int64_t width, bool pool, bool is_bfloat16, int64_t threads) {
     const float *by_weight = at<float>(sums), *by_bias = at<float>(sums, batch * channels);
     const std::vector<int64_t> starts = window_starts(height, width, channels, pool);
     for_maps(batch, channels, threads, [&](int64_t image, int64_t first, int64_t count, auto&) {
@@ -260,9 +226,8 @@ void run_backward(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias,
         const auto call = [&](auto* kind, auto run) {
             using T = std::remove_pointer_t<decltype(kind)>;
             run(at<T>(grad, image * map.windows() * channels + first), at<T>(x, start), at<T>(weight, first),
-                at<T>(bias, first), residual ? at<T>(residual, start) : nullptr, at<float>(mean, row),
-                at<float>(rstd, row), at<float>(sums, row), at<float>(sums, batch * channels + row),
-                at<T>(grad_x, start), residual ? at<T>(grad_residual, start) : nullptr, map, tail);
+                at<T>(bias, first), at<float>(mean, row), at<float>(rstd, row), at<float>(sums, row),
+                at<float>(sums, batch * channels + row), at<T>(grad_x, start), map);
         };
         is_bfloat16 ? call(at<BFloat16>(0), backward_bfloat16) : call(at<float>(0), backward_float);
     });
@@ -272,41 +237,6 @@ void run_backward(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias,
         add_images(by_bias, at<T>(grad_bias), batch, channels);
     };
     is_bfloat16 ? add(at<BFloat16>(0)) : add(at<float>(0));
-}
-
-Tail tail_of(uintptr_t residual, bool relu) { return residual ? kAdd : relu ? kRelu : kNothing; }
-
-}  // namespace
-
-void instance_norm_relu_pool_last_fwd(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t mean,
-                                      uintptr_t rstd, int64_t batch, int64_t channels, int64_t height, int64_t width,
-                                      double eps, bool pool, bool is_bfloat16, int64_t threads) {
-    run_forward(x, weight, bias, 0, out, mean, rstd, batch, channels, height, width, eps, pool ? kPool : kRelu,
-                is_bfloat16, threads);
-}
-
-void instance_norm_relu_pool_last_bwd(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t mean,
-                                      uintptr_t rstd, uintptr_t sums, uintptr_t grad_x, uintptr_t grad_weight,
-                                      uintptr_t grad_bias, int64_t batch, int64_t channels, int64_t height,
-                                      int64_t width, bool pool, bool is_bfloat16, int64_t threads) {
-    run_backward(grad, x, weight, bias, 0, mean, rstd, sums, grad_x, grad_weight, grad_bias, 0, batch, channels, height,
-                 width, pool ? kPool : kRelu, is_bfloat16, threads);
-}
-
-void instance_norm_add_relu_fwd(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual, uintptr_t out,
-                                uintptr_t mean, uintptr_t rstd, int64_t batch, int64_t channels, int64_t height,
-                                int64_t width, double eps, bool relu, bool is_bfloat16, int64_t threads) {
-    run_forward(x, weight, bias, residual, out, mean, rstd, batch, channels, height, width, eps,
-                tail_of(residual, relu), is_bfloat16, threads);
-}
-
-void instance_norm_add_relu_bwd(uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual,
-                                uintptr_t mean, uintptr_t rstd, uintptr_t sums, uintptr_t grad_x,
-                                uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t grad_residual, int64_t batch,
-                                int64_t channels, int64_t height, int64_t width, bool relu, bool is_bfloat16,
-                                int64_t threads) {
-    run_backward(grad, x, weight, bias, residual, mean, rstd, sums, grad_x, grad_weight, grad_bias, grad_residual,
-                 batch, channels, height, width, tail_of(residual, relu), is_bfloat16, threads);
 }
 
 }  // namespace ld3m

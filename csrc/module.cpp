@@ -21,8 +21,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("group_norm_silu_fwd", &ld3m::group_norm_silu_fwd, no_gil);
     m.def("group_norm_silu_bwd", &ld3m::group_norm_silu_bwd, no_gil);
     m.def("group_scores", &ld3m::group_scores, no_gil);
-    m.def("instance_norm_add_relu_fwd", &ld3m::instance_norm_add_relu_fwd, no_gil);
-    m.def("instance_norm_add_relu_bwd", &ld3m::instance_norm_add_relu_bwd, no_gil);
     m.def("instance_norm_relu_pool_fwd", &ld3m::instance_norm_relu_pool_fwd, no_gil);
     m.def("instance_norm_relu_pool_bwd", &ld3m::instance_norm_relu_pool_bwd, no_gil);
     m.def("instance_norm_relu_pool_last_fwd", &ld3m::instance_norm_relu_pool_last_fwd, no_gil);

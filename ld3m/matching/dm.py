@@ -14,7 +14,7 @@ from ld3m.matching.checks import check_chunk, check_classes, clear_network_error
 from ld3m.matching.compiled import compiled
 from ld3m.matching.gradient import buffers_of, weights_of
 from ld3m.matching.loss import Loss, LossCosts, Work, count_line
-from ld3m.networks import channels_last, fused
+from ld3m.networks import fused
 
 
 def dm_loss(
@@ -44,8 +44,7 @@ def dm_loss(
             "build one with ld3m.networks.build or add the method"
         )
     with torch.no_grad(), clear_network_errors("dm_loss", Embedding(network), real):
-        images = channels_last(real.flatten(0, 1)).unflatten(0, real.shape[:2])
-        target = mean_embeddings(Embedding(fused(network)), images, real_chunk)
+        target = mean_embeddings(Embedding(fused(network)), real, real_chunk)
     embed = compiled(mean_embeddings) if compile else mean_embeddings
     return (embed(Embedding(network), synthetic) - target).square().sum(1)
 

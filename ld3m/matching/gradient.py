@@ -26,7 +26,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from ld3m.networks import channels_last, fused
+from ld3m.networks import fused
 from ld3m.ops.backends import is_transformed
 
 Weights = dict[str, Tensor]
@@ -65,7 +65,7 @@ def gradient(
         return grad(loss_of)(leaves)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     with torch.enable_grad():
-        loss = cross_entropy(fused(network), {**weights, **leaves}, channels_last(images), labels)
+        loss = cross_entropy(fused(network), {**weights, **leaves}, images, labels)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
 

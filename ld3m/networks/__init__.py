@@ -11,13 +11,13 @@ from torch import nn
 from ld3m.errors import ConfigError
 from ld3m.networks.alexnet import AlexNet
 from ld3m.networks.convnet import ConvNet
-from ld3m.networks.fused import channels_last, fused
+from ld3m.networks.fused import fused
 from ld3m.networks.initialize import initialize
 from ld3m.networks.resnet import ResNet18
 from ld3m.networks.vgg import VGG11
 from ld3m.networks.vit import ViT
 
-__all__ = ["NETWORKS", "base_name", "blueprint", "build", "channels_last", "fused", "initialise", "initialize"]
+__all__ = ["NETWORKS", "base_name", "blueprint", "build", "fused", "initialise", "initialize"]
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], set[str]]] = {
     "ConvNet": (ConvNet, {"width", "depth", "norm"}),

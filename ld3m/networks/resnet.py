@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ld3m.errors import ConfigError
-from ld3m.networks.norm import add_relu
 
 
 class ResNet18(nn.Module):
@@ -32,7 +31,7 @@ class ResNet18(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the last map, (B, C, R/8, R/8)."""
-        x = add_relu(self.bn1, self.conv1(images))
+        x = F.relu(self.bn1(self.conv1(images)))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def embed(self, images: Tensor) -> Tensor:
@@ -59,8 +58,8 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(add_relu(self.bn1, self.conv1(x)))
-        return add_relu(self.bn2, out, self.shortcut(x))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
 
 
 def _stage(channels: int, width: int, *, stride: int) -> nn.Sequential:

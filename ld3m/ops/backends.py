@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,38 +110,6 @@ def choose(backend: str, supports: Callable[..., str], *tensors: Tensor | None) 
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors if t is not None)
         raise BackendError(f"{wanted} cannot take {shapes}: {reason}, or leave the choice to backend='auto'")
     return wanted
-
-
-def without_dispatch(
-    forward: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Tensor]:
-    """Return an op as one autograd function that gives its first result alone, for where `is_plain` holds.
-
-    A custom op of torch.library costs 30 to 50 µs a call in Python, as much as a kernel on a small map takes.
-
-    Args:
-        forward, setup_context, backward: as they are registered for the op; `backward` gets None for other results.
-    """
-
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            output = forward(*inputs)
-            setup_context(ctx, inputs, output)
-            return output[0] if isinstance(output, tuple) else output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            return backward(ctx, *grads)
-
-    return Direct.apply
-
-
-def is_plain() -> bool:
-    """Whether kernels may be called without torch.library: nothing traces or watches what is called."""
-    if torch.compiler.is_compiling():
-        return False
-    return not torch._C._len_torch_dispatch_stack() and not torch._C._is_tracing()
 
 
 @torch.compiler.assume_constant_result  # a traced call would always be true; the compiled code is guarded by the stack

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.errors import BackendError, InputError
-from ld3m.ops.backends import choose, is_plain, missing, native, without_dispatch
+from ld3m.ops.backends import choose, missing, native
 
 
 def geglu_reference(halves: Tensor) -> Tensor:
@@ -47,12 +47,11 @@ def geglu(halves: Tensor, *, backend: str = "auto") -> Tensor:
             "project to twice the width before the call"
         )
     halves = halves.contiguous()
-    chosen = choose(backend, supports, halves)
-    call = _direct if chosen == "native" and is_plain() else _geglu
-    return call(halves, chosen)
+    return _geglu(halves, choose(backend, supports, halves))
 
 
-def _forward(halves: Tensor, backend: str) -> Tensor:
+@torch.library.custom_op("ld3m::geglu", mutates_args=())
+def _geglu(halves: Tensor, backend: str) -> Tensor:
     if backend == "eager":
         return geglu_reference(halves)
     out = _empty_output(halves)
@@ -61,15 +60,13 @@ def _forward(halves: Tensor, backend: str) -> Tensor:
     return out
 
 
-_geglu = torch.library.custom_op("ld3m::geglu", _forward, mutates_args=())
-
-
 @_geglu.register_fake
 def _(halves: Tensor, backend: str) -> Tensor:
     return _empty_output(halves)
 
 
-def _gradient(grad: Tensor, halves: Tensor, backend: str) -> Tensor:
+@torch.library.custom_op("ld3m::geglu_bwd", mutates_args=())
+def _geglu_bwd(grad: Tensor, halves: Tensor, backend: str) -> Tensor:
     if backend == "eager":
         value, gate = halves.chunk(2, -1)
         return torch.cat([grad * F.gelu(gate), torch.ops.aten.gelu_backward(grad * value, gate)], -1)
@@ -77,9 +74,6 @@ def _gradient(grad: Tensor, halves: Tensor, backend: str) -> Tensor:
     pointers = [t.data_ptr() for t in (grad, halves, result)]
     native.geglu_bwd(*pointers, *_extents(halves), halves.dtype == torch.bfloat16, torch.get_num_threads())
     return result
-
-
-_geglu_bwd = torch.library.custom_op("ld3m::geglu_bwd", _gradient, mutates_args=())
 
 
 @_geglu_bwd.register_fake
@@ -102,8 +96,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    call = _gradient if is_plain() and not torch.is_grad_enabled() else _geglu_bwd  # which refuses a second derivative
-    return call(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None
+    return _geglu_bwd(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None
 
 
 def _refuse(ctx: Any, grad: Tensor) -> NoReturn:
@@ -112,4 +105,3 @@ def _refuse(ctx: Any, grad: Tensor) -> NoReturn:
 
 _geglu.register_autograd(_backward, setup_context=_setup_context)
 _geglu_bwd.register_autograd(_refuse)
-_direct = without_dispatch(_forward, _setup_context, _backward)

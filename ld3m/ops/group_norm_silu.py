@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.errors import BackendError, InputError
-from ld3m.ops.backends import choose, is_plain, missing, native, without_dispatch
+from ld3m.ops.backends import choose, missing, native
 
 LAST = torch.channels_last
 
@@ -61,8 +61,6 @@ def group_norm_silu(
     _check(x, groups, weight, bias)
     x, weight, bias = x.contiguous(memory_format=LAST), weight.contiguous(), bias.contiguous()
     chosen = choose(backend, supports, x, weight, bias)
-    if chosen == "native" and is_plain():
-        return _direct(x, weight, bias, groups, eps, silu, chosen)
     return _group_norm_silu(x, weight, bias, groups, eps, silu, chosen)[0]
 
 
@@ -85,7 +83,8 @@ def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
             )
 
 
-def _forward(
+@torch.library.custom_op("ld3m::group_norm_silu", mutates_args=())
+def _group_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and mean and 1 / std (B, groups), in float32 or better."""
@@ -104,15 +103,13 @@ def _forward(
     return _strided_like(F.silu(out) if silu else out, x), _precise(mean), _precise(rstd)
 
 
-_group_norm_silu = torch.library.custom_op("ld3m::group_norm_silu", _forward, mutates_args=())
-
-
 @_group_norm_silu.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, backend: str):
     return _empty_outputs(x, groups)
 
 
-def _gradient(
+@torch.library.custom_op("ld3m::group_norm_silu_bwd", mutates_args=())
+def _group_norm_silu_bwd(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -148,9 +145,6 @@ def _gradient(
     wanted = [True, False, False]
     dx, _, _ = torch.ops.aten.native_group_norm_backward(d, x, mean, rstd, weight, *_sizes(x), groups, wanted)
     return _strided_like(dx, strided_like)
-
-
-_group_norm_silu_bwd = torch.library.custom_op("ld3m::group_norm_silu_bwd", _gradient, mutates_args=())
 
 
 @_group_norm_silu_bwd.register_fake
@@ -189,12 +183,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(
-    ctx: Any, grad: Tensor, *of_statistics: Tensor
-) -> tuple[Any, ...]:  # mean and 1 / std never leave this file
-    grad = grad.contiguous(memory_format=LAST)
-    call = _gradient if is_plain() and not torch.is_grad_enabled() else _group_norm_silu_bwd  # which refuses a second
-    return call(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
+def _backward(ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor) -> tuple[Any, ...]:
+    grad = grad.contiguous(memory_format=LAST)  # mean and 1 / std never leave this file
+    return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> NoReturn:
@@ -203,4 +194,3 @@ def _refuse(ctx: Any, *grads: Tensor) -> NoReturn:
 
 _group_norm_silu.register_autograd(_backward, setup_context=_setup_context)
 _group_norm_silu_bwd.register_autograd(_refuse)
-_direct = without_dispatch(_forward, _setup_context, _backward)

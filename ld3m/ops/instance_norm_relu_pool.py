@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.errors import BackendError, InputError
-from ld3m.ops.backends import choose, is_plain, missing, native, without_dispatch
+from ld3m.ops.backends import choose, missing, native
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/instance_norm_relu_pool.cu
 
@@ -64,8 +64,6 @@ def instance_norm_relu_pool(
     is_last = chosen == "native" and x.is_cpu and _layout(x) == torch.channels_last
     x = x.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
     weight, bias = weight.contiguous(), bias.contiguous()
-    if chosen == "native" and x.is_cpu and is_plain():
-        return _direct(x, weight, bias, eps, pool, chosen)
     return _instance_norm_relu_pool(x, weight, bias, eps, pool, chosen)[0]
 
 
@@ -86,7 +84,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> None:
             )
 
 
-def _forward(
+@torch.library.custom_op("ld3m::instance_norm_relu_pool", mutates_args=())
+def _instance_norm_relu_pool(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and mean and 1 / std (B, C), in float32 or better."""
@@ -117,15 +116,13 @@ def _forward(
     return outputs
 
 
-_instance_norm_relu_pool = torch.library.custom_op("ld3m::instance_norm_relu_pool", _forward, mutates_args=())
-
-
 @_instance_norm_relu_pool.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_outputs(x, pool)
 
 
-def _gradient(
+@torch.library.custom_op("ld3m::instance_norm_relu_pool_bwd", mutates_args=())
+def _instance_norm_relu_pool_bwd(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -159,9 +156,6 @@ def _gradient(
         else:
             native.instance_norm_relu_pool_bwd(*pointers, *x.shape, pool, torch.get_num_threads())
     return outputs
-
-
-_instance_norm_relu_pool_bwd = torch.library.custom_op("ld3m::instance_norm_relu_pool_bwd", _gradient, mutates_args=())
 
 
 @_instance_norm_relu_pool_bwd.register_fake
@@ -223,12 +217,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(
-    ctx: Any, grad: Tensor, *of_statistics: Tensor
+    ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor
 ) -> tuple[Tensor | None, ...]:  # mean and 1 / std never leave this file
     grad = grad.contiguous(memory_format=_layout(ctx.saved_tensors[0]))
-    is_direct = grad.is_cpu and is_plain() and not torch.is_grad_enabled()
-    call = _gradient if is_direct else _instance_norm_relu_pool_bwd  # which refuses a second derivative
-    grads = call(grad, *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
+    grads = _instance_norm_relu_pool_bwd(grad, *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
     return *grads, None, None, None
 
 
@@ -240,4 +232,3 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
 
 _instance_norm_relu_pool.register_autograd(_backward, setup_context=_setup_context)
 _instance_norm_relu_pool_bwd.register_autograd(_no_second_derivative)
-_direct = without_dispatch(_forward, _setup_context, _backward)

@@ -4,9 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ld3m import networks
-from ld3m.networks.columns import SmallMapConv2d
 from ld3m.networks.fused import _InstanceNormReluPool
-from ld3m.networks.norm import InstanceNorm
 
 
 def ops_in(network: nn.Module) -> list[str]:
@@ -62,34 +60,3 @@ def test_other_norms_are_left_alone(norm):
 def test_other_poolings_are_left_alone(pool):
     network = nn.Sequential(nn.GroupNorm(3, 3), nn.ReLU(), pool)
     assert networks.fused(network) is network
-
-
-@pytest.mark.parametrize("name", ["VGG11-w0.1", "ResNet18-w0.1"])
-def test_every_norm_of_the_trained_networks_is_replaced(name):
-    network = networks.build(name, num_classes=4, resolution=32, generator=torch.Generator().manual_seed(0)).double()
-    twin = networks.fused(network)
-    count = sum(isinstance(module, nn.GroupNorm) for module in network.modules())
-    assert sum(isinstance(module, InstanceNorm) for module in twin.modules()) == count
-    assert not any(isinstance(module, nn.GroupNorm) for module in twin.modules())
-    assert any(isinstance(module, SmallMapConv2d) for module in twin.modules())
-    assert [name for name, _ in twin.named_parameters()] == [name for name, _ in network.named_parameters()]
-    images, labels = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 3, 1])
-    want, got = (
-        torch.autograd.grad(F.cross_entropy(n(images), labels), list(network.parameters())) for n in (network, twin)
-    )
-    for wanted, gradient in zip(want, got, strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
-
-
-def test_float32_results_in_channels_last_are_those_of_the_network():
-    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for name in ("VGG11-w0.5", "ResNet18-w0.5"):
-        network = networks.build(name, num_classes=4, resolution=32, generator=torch.Generator().manual_seed(0))
-        want, twin = network(images), networks.fused(network.to(memory_format=torch.channels_last))
-        torch.testing.assert_close(twin(networks.channels_last(images)), want, rtol=1e-4, atol=1e-5)
-
-
-def test_images_are_laid_out_for_the_twin_below_float64():
-    images = torch.randn(2, 3, 8, 8)
-    assert networks.channels_last(images).is_contiguous(memory_format=torch.channels_last)
-    assert networks.channels_last(images.double()).is_contiguous()
