@@ -78,6 +78,7 @@ def evaluate(
         together: train the repeats of a network at once, on a CPU in float32 alone; by default on a GPU, since it is
             slower on a CPU. Networks with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
+        strict, bit_range: of reading the data, as of `ld3m.data.load`.
         image_range: of floating-point images: "unit" for [0, 1], "signed" for [-1, 1], "bytes" for 0…255, "normalized"
             by the mean and standard deviation of the data.
 
@@ -100,7 +101,9 @@ def evaluate(
     teacher = _teacher(teacher, protocol, config.baselines)
     device = resolve_device(config.device)
     together = _together(config.together, protocol, device)
-    result, dataset, folder = open_inputs(result_or_folder, data, image_range)
+    result, dataset, folder = open_inputs(
+        result_or_folder, data, image_range, strict=config.strict, bit_range=config.bit_range
+    )
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, dataset, protocol, config, device, teacher)

@@ -39,7 +39,8 @@ class Opening(Generic[AnyConfig]):
 
     def load_data(self, config: AnyResolved) -> Dataset:
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
-        dataset = data_room.load(self.data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+        reading = {name: getattr(config, name) for name in ("resolution", "holdout", "strict", "bit_range")}
+        dataset = data_room.load(self.data, **reading)
         if config.evaluate != "none" and dataset.test is None:
             raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
         return dataset
