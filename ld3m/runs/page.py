@@ -87,8 +87,8 @@ def write_report(folder: Path) -> Path:
     is_sampled = "selector" in config  # no iterations, so no curves
     sections = {
         "Images": _images(folder, result),
-        **({"Accuracy": _accuracy(evaluation)} if evaluation or not soft else {}),
-        **({"Accuracy with soft labels": _accuracy(soft)} if soft else {}),
+        **({"Accuracy": accuracy_table(evaluation)} if evaluation or not soft else {}),
+        **({"Accuracy with soft labels": accuracy_table(soft)} if soft else {}),
         **({} if is_sampled else {"Curves": _curves(folder)}),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),
         "Versions and timings": _facts(facts) or _missing("There is no result.json: it is written when the run ends."),
@@ -186,7 +186,7 @@ def _curves(folder: Path) -> str:
     return f'<div class="wide">{_picture(path.read_bytes(), "loss and gradient norms over the iterations")}</div>'
 
 
-def _accuracy(evaluation: Mapping[str, Any]) -> str:
+def accuracy_table(evaluation: Mapping[str, Any]) -> str:
     if not evaluation.get("rows"):
         return _missing("The images have not been evaluated yet: <code>ld3m evaluate</code> adds the table.")
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {})

@@ -28,7 +28,7 @@ COMMANDS = {
     "export": [cli.ExportCommand],
     "info": [cli.InfoCommand],
 }
-POSITIONAL = {"data", "run", "settings", "training"}
+POSITIONAL = {"data", "run", "settings", "training", "reading"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
