@@ -47,7 +47,8 @@ def distill(
         data: "builtin", an ImageFolder directory or zip, an (images, labels) pair of tensors, a map-style Dataset of
             (image, label), or a `datasets.Dataset`.
         out: folder for config, metrics, checkpoints, images and report; None keeps the result in memory only.
-        resume: go on with the run in `out`; settings that are given must be the stored ones.
+        resume: go on with the run in `out`; settings that are given must be the stored ones, but iterations, of which
+            more may be asked for: the run is then what it would have been with them from the start.
         overwrite: replace the run in `out`.
         progress: show a progress bar.
         **settings: fields of `ld3m.config.DistillConfig`; what is not given comes from the preset, or on `resume` from
@@ -66,6 +67,8 @@ def distill(
     job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite)
     loop = _Loop(job, objective_of(job, progress))
     if loop.iteration < job.config.iterations:
+        if job.folder is not None:
+            job.folder.prolong(job.data_name, job.config)
         loop.run(progress)
     result = _render(replace(job, plan=loop.plan))
     if job.folder is None:
@@ -79,6 +82,8 @@ def distill(
         plan=None if loop.plan is None else loop.plan.facts(),
     )
     run, is_new = job.ended(), loop.seconds_per_iteration is not None
+    if is_new:
+        job.folder.drop_evaluations()
     result.save(job.folder.path)
     draw_curves(job.folder.path)
     del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation

@@ -1,6 +1,7 @@
 """Fit a module to a loss given step by step: AdamW, warm-up and cosine, averaged weights, checkpoints, curves."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +16,11 @@ from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
 from ld3m.runtime.storage import is_temporary, load_tensors, save_tensors, write_json
 
+logger = logging.getLogger(__name__)
+
 _LOG_EVERY, _WARM_UP = 20, 200
 _CHECKPOINT_SECONDS = 30.0
+_MAY_GROW = ("steps",)  # of the last phase: what is trained by the others, it builds on
 
 
 def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> None:
@@ -35,12 +39,17 @@ def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
     if is_taken:
         stored = read_json(path)
         changed = [
-            f"{key} {stored.get(key)!r} → {value!r}" for key, value in settings.items() if stored.get(key) != value
+            f"{key} {stored.get(key)!r} → {value!r}"
+            for key, value in settings.items()
+            if stored.get(key) != value and not (key in _MAY_GROW and value > stored.get(key, value))
         ]
         if changed:
             raise ConfigError(
-                f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out"
+                f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out; more steps than before may be asked for"
             )
+        for key in _MAY_GROW:
+            if stored.get(key) != settings.get(key):
+                logger.info("going on beyond the old end: %s %s → %s", key, stored.get(key), settings.get(key))
     write_json(path, settings)
 
 

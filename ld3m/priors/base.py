@@ -66,9 +66,10 @@ class Prior:
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for module in self.modules() for parameter in module.parameters())
-        side, classes = self.native_resolution // self.downsample, self.num_classes
+        side = self.native_resolution // self.downsample
+        classes = f"{self.num_classes} classes" if self.num_classes else "unconditional"
         return (
-            f"Prior({self.name!r}, {f'{classes} classes' if classes else 'unconditional'}, {self.native_resolution} px, "
+            f"Prior({self.name!r}, {classes}, {self.native_resolution} px, "
             f"latents {self.latent_channels} × {side} × {side}, {count / 1e6:.1f} M parameters, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
         )

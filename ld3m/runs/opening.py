@@ -130,15 +130,22 @@ def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior 
 
 
 def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], kind: type[AnyConfig]) -> AnyConfig:
-    """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
+    """Make the config of a new run, or take that of the resumed one, from which iterations alone may differ: grow."""
     if folder is None or not folder.is_resumed:
         return build(settings, kind())
     _, stored = folder.stored(kind)
     given = build({k: v for k, v in settings.items() if v is not None}, base=stored)
-    changed = differences(stored, given)
+    prolonged = _prolonged(stored, given)
+    changed = differences(prolonged, given)
     if changed:
         raise ConfigError(
-            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or "
-            "start anew with another --out"
+            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out (more "
+            "iterations than before may be asked for), or start anew with another --out"
         )
-    return stored
+    return prolonged
+
+
+def _prolonged(stored: AnyConfig, given: AnyConfig) -> AnyConfig:
+    """Return the stored settings, with more iterations where more are asked for."""
+    before, now = (getattr(one, "iterations", None) or 0 for one in (stored, given))
+    return build({"iterations": now}, stored) if now > before else stored
