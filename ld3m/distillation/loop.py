@@ -9,7 +9,6 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ld3m.config import DistillConfig
 from ld3m.config.keywords import DistillKeywords, keywords_of
@@ -23,6 +22,7 @@ from ld3m.runs.page import draw_curves
 from ld3m.runs.result import PARAMETERS, Result
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
+from ld3m.runtime.progress import progress_bar, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +112,10 @@ class _Loop:
     def run(self, progress: bool) -> None:
         """Iterate to the end; whatever stops it, the last whole iteration is kept."""
         job, first, started = self.job, self.iteration, time.perf_counter()
-        good, saved_at = self._state(), started
-        bar = tqdm(
-            range(first, job.config.iterations), "distilling", initial=first, total=job.config.iterations,
-            disable=None if progress else True, unit="it",
-        )  # fmt: skip
+        good, saved_at, second = self._state(), started, started
+        last = job.config.iterations
+        bar = progress_bar(range(first, last), "distilling", initial=first, total=last, show=progress, unit="it")
+        self._say_what_comes(first)
         try:
             for iteration in bar:
                 line = self._iterate(iteration)
@@ -124,6 +123,9 @@ class _Loop:
                 if job.folder is not None:
                     job.folder.log(line)  # before the state counts: a line too many is dropped on resume
                 good, self.iteration = self._state(), iteration + 1
+                if iteration == first + 1:  # the first one also pays for what is made once
+                    self._say_how_long(time.perf_counter() - second, last - first - 2)
+                second = time.perf_counter()
                 if job.folder is not None and time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
                     job.folder.save_checkpoint(self.iteration, good)
                     saved_at = time.perf_counter()
@@ -132,6 +134,20 @@ class _Loop:
             if job.folder is not None:
                 job.folder.save_checkpoint(self.iteration, good)
         self.seconds_per_iteration = (time.perf_counter() - started) / (self.iteration - first)
+
+    def _say_what_comes(self, first: int) -> None:
+        config, count = self.job.config, len(self.job.dataset.class_names) * self.job.config.ipc
+        memory = "" if self.plan is None else f", {size_text(self.plan.peak_bytes)} of memory at most"
+        then = "" if config.evaluate == "none" else f", then the evaluation {config.evaluate!r}"
+        where = "" if self.job.folder is None else f" in {self.job.folder.path}"
+        logger.info(
+            "to come: %d iterations%s, %d images of %d px%s%s",
+            config.iterations - first, memory, count, config.resolution, where, then,
+        )  # fmt: skip
+
+    def _say_how_long(self, seconds: float, left: int) -> None:
+        if left > 0:
+            logger.info("about %s for %d more iterations of %.2g s", time_text(seconds * left), left, seconds)
 
     def _iterate(self, iteration: int) -> dict[str, object]:
         started = time.perf_counter()

@@ -13,7 +13,6 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import ld3m
 from ld3m import networks as zoo
@@ -34,6 +33,7 @@ from ld3m.runs.result import Result
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import require_writable
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ class Comparison:
         batch = self.protocol.batch_size(len(self.result.labels), len(self.counts)) * self.data.resolution**2
         left = [training for training in trainings if training not in finished.accuracies]
         alone = {name for name in self.networks if has_dropout(self._blueprint(name))}  # draws from what threads share
-        with tqdm(total=len(trainings), initial=len(trainings) - len(left), desc="evaluate", disable=not show) as bar:
+        with progress_bar(name="evaluate", total=len(trainings), initial=len(trainings) - len(left), show=show) as bar:
 
             def note(training: Training, accuracies: list[float]) -> None:
                 finished.record(training, accuracies)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import is_temporary, load_tensors, save_tensors, write_json
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ def claim_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
         ]
         if changed:
             raise ConfigError(
-                f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out; more steps than before may be asked for"
+                f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out (more steps "
+                "than before may be asked for)"
             )
         for key in _MAY_GROW:
             if stored.get(key) != settings.get(key):
@@ -78,7 +79,7 @@ class Fit:
         self.averages = [p.detach().clone() for p in self.parameters] if self.ema else []
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))
         first = self._restore()
-        bar = tqdm(range(first, self.steps), self.name, initial=first, total=self.steps, disable=not self.progress)
+        bar = progress_bar(range(first, self.steps), self.name, initial=first, total=self.steps, show=self.progress)
         saved_at = time.perf_counter()
         for step in bar:
             loss = self._step(step, loss_at)

@@ -10,10 +10,11 @@ import torch
 from ld3m import data as data_room
 from ld3m.config import INITS, ResolvedDistillConfig, ResolvedSampleConfig, RunConfig, build, differences, to_plain
 from ld3m.data import Dataset
-from ld3m.errors import ConfigError, DataError
+from ld3m.errors import ConfigError, DataError, InputError
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import RunFolder
 from ld3m.runtime.devices import resolve_device
+from ld3m.runtime.storage import require_writable
 
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
 
@@ -41,6 +42,9 @@ class Opening(Generic[AnyConfig]):
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
         reading = {name: getattr(config, name) for name in ("resolution", "holdout", "strict", "bit_range")}
         dataset = data_room.load(self.data, **reading)
+        ids, count = config.class_ids, len(dataset.class_names)
+        if ids is not None and len(ids) != count:  # before anything is planned or encoded
+            raise InputError(f"class_ids needs one id a class: {count} classes, got {len(ids)} ids")
         if config.evaluate != "none" and dataset.test is None:
             raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
         return dataset
@@ -78,6 +82,8 @@ def open_run(
         raise ConfigError(
             f"out {folder.path} lies in the data {data}, where it would be read as a class; choose an --out elsewhere"
         )
+    if folder is not None:
+        require_writable(folder.path, "choose another --out")
     settings, prior = _split_prior(_with_whole_paths(settings))
     config = _stored_or_given(folder, settings, kind)
     return Opening(config, data, _name_of(data), prior, folder, resolve_device(config.device))
