@@ -4,12 +4,14 @@ import difflib
 import logging
 import sys
 from dataclasses import MISSING, fields
-from typing import get_args
 
 from ld3m import __version__
-from ld3m.cli.commands import Command, Positional
+from ld3m.cli.commands import Command
+from ld3m.cli.completion import CompletionCommand
+from ld3m.cli.doctor import DoctorCommand
 from ld3m.cli.evaluate import EvaluateCommand
 from ld3m.cli.export import ExportCommand
+from ld3m.cli.form import is_positional
 from ld3m.cli.info import InfoCommand
 from ld3m.cli.interrupts import Interrupts
 from ld3m.cli.run import DistillCommand, SampleCommand
@@ -26,6 +28,8 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "teacher": (TeacherCommand, "train a teacher for soft labels"),
     "export": (ExportCommand, "copy a distilled set out, as an image folder or as tensors"),
     "info": (InfoCommand, "versions, devices, priors, networks"),
+    "doctor": (DoctorCommand, "what is there, what is slow and why, and what to do"),
+    "completion": (CompletionCommand, "a script that lets bash or zsh complete all of this"),
 }
 _TITLES = {
     "": "ld3m: distil an image data set into a few synthetic images per class",
@@ -43,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["--version"]:
         print(f"ld3m {__version__}")
         return 0
+    if argv[:1] == ["help"]:
+        return main([*argv[1:], "--help"])
     name = argv[0] if argv else ""
     group = name.removesuffix("--help").removesuffix("-h").strip()
     if group in _TITLES:
@@ -98,6 +104,7 @@ def _usage(group: str = "") -> str:
     ]
     if group:
         return "\n".join([_TITLES[group], "", *lines, "", "`ld3m prior train --help` lists the options.", ""])
+    lines.append(f"  {'ld3m help [COMMAND]':26} this, or the options of a command")
     lines.append(f"  {'ld3m --version':26} the version alone")
     about = 'DATA is "builtin" (the default), a folder or zip of one folder per class.'
     return "\n".join([_TITLES[group], "", *lines, "", f"{about} `ld3m COMMAND --help` lists the options.", ""])
@@ -105,5 +112,5 @@ def _usage(group: str = "") -> str:
 
 def _arguments(kind: type[Command]) -> str:
     """Return the arguments without dashes as a usage has them, " RUN [DATA]"."""
-    positional = [f for f in fields(kind) if get_args(f.type)[1:] == get_args(Positional[int])[1:]]
+    positional = [f for f in fields(kind) if is_positional(f)]
     return "".join(f" {f.name.upper()}" if f.default is MISSING else f" [{f.name.upper()}]" for f in positional)

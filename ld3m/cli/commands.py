@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import tyro
 
+from ld3m.cli.form import read_command
+
 Positional = tyro.conf.Positional
 Flat = tyro.conf.OmitArgPrefixes  # a nested dataclass whose options stand beside the others
 
@@ -15,7 +17,7 @@ class Command:
     @classmethod
     def call(cls, argv: list[str], prog: str) -> None:
         """Read a command line and do what it says; tyro prints what it refuses, and exits with status 2."""
-        tyro.cli(cls, prog=prog, args=argv).execute()
+        read_command(cls, argv, prog).execute()
 
     def execute(self) -> None:
         raise NotImplementedError

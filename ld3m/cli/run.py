@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from ld3m.cli.commands import Command, Flat, Positional
+from ld3m.cli.form import read_command
 from ld3m.config import DistillConfig, RunConfig, SampleConfig, build, read_yaml
 from ld3m.errors import ConfigError
 
@@ -54,7 +53,7 @@ class RunCommand(Command):
         base = cls()
         base = replace(base, settings=build(file, base.settings))
         # With the file's or the run's values as defaults, what differs was said on the command line.
-        parsed = tyro.cli(cls, prog=prog, args=argv, default=base)
+        parsed = read_command(cls, argv, prog, base)
         pairs = {
             f.name: (getattr(parsed.settings, f.name), getattr(base.settings, f.name)) for f in fields(base.settings)
         }

@@ -9,7 +9,30 @@ from typing import Any
 
 from ld3m.cli.commands import Command, Flat, Positional
 from ld3m.config import DistillConfig, ExpertTraining, TeacherTraining, resolve
+from ld3m.config.run import check_bit_range
 from ld3m.prior_training.settings import PriorTraining
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read and split, the same as of a distillation."""
+
+    holdout: float | None = None
+    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    strict: bool = False
+    """Refuse images that cannot be read instead of skipping them with a count."""
+    bit_range: str | None = None
+    """Bits in use of pictures of more than 8: "8", "10", "12", "14", "16", "minmax" for the set's own range; the fewest
+    that hold them all when not given ("auto")."""
+
+    def __post_init__(self) -> None:
+        check_bit_range(self.bit_range)
+
+    def words(self) -> list[str]:
+        """Return the options that were given."""
+        given = {name: value for name, value in vars(self).items() if value not in (None, False)}
+        pairs = ([f"--{name.replace('_', '-')}", str(value)] for name, value in given.items())
+        return [word for pair in pairs for word in pair if word != "True"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +46,7 @@ class ExpertsCommand(Command):
     resolution: int = 32
     """Image side in pixels."""
     training: Flat[ExpertTraining] = field(default_factory=ExpertTraining)
-    holdout: float | None = None
-    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    reading: Flat[Reading] = field(default_factory=Reading)
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
     quiet: bool = False
@@ -37,7 +59,7 @@ class ExpertsCommand(Command):
 
         require_outside(self.data, self.out)
         training = self.training
-        dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
+        dataset = load(self.data, resolution=self.resolution, **vars(self.reading))
         config = DistillConfig(algorithm="mtt", network=training.network, width=training.width)
         options: dict[str, Any] = vars(training) | {"width": resolve(config, self.resolution).width}
         train_experts(dataset, self.out, **options, device=self.device, progress=not self.quiet)
@@ -55,8 +77,7 @@ class TeacherCommand(Command):
     resolution: int = 32
     """Image side in pixels: that of the distilled images."""
     training: Flat[TeacherTraining] = field(default_factory=TeacherTraining)
-    holdout: float | None = None
-    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    reading: Flat[Reading] = field(default_factory=Reading)
     overwrite: bool = False
     """Replace the file --out."""
     device: str | None = None
@@ -70,7 +91,7 @@ class TeacherCommand(Command):
         from ld3m.runs.opening import require_outside
 
         require_outside(self.data, self.out.parent)
-        dataset = load(self.data, resolution=self.resolution, holdout=self.holdout)
+        dataset = load(self.data, resolution=self.resolution, **vars(self.reading))
         options = {"device": self.device, "overwrite": self.overwrite, "progress": not self.quiet}
         teacher = train_teacher(dataset, self.out, self.training, **options)
         print(f"{teacher.name} in {self.out}; use it with: ld3m evaluate RUN --labels soft --teacher {self.out}")
@@ -89,8 +110,7 @@ class PriorTrainCommand(Command):
     """Go on with the training in --out."""
     preview_every: int = 500
     """Denoiser steps between two grids of samples."""
-    holdout: float | None = None
-    """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
+    reading: Flat[Reading] = field(default_factory=Reading)
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
     quiet: bool = False
@@ -104,7 +124,7 @@ class PriorTrainCommand(Command):
 
         require_outside(self.data, self.out)
         training = self.training
-        dataset = load(self.data, resolution=training.resolution, holdout=self.holdout)
+        dataset = load(self.data, resolution=training.resolution, **vars(self.reading))
         try:
             folder = train_prior(
                 dataset,
@@ -120,5 +140,5 @@ class PriorTrainCommand(Command):
             print("\ngo on with the same command and --resume", file=sys.stderr)
             raise
         words = ["ld3m", "distill", self.data, "--prior", str(folder)]
-        words += [] if self.holdout is None else ["--holdout", str(self.holdout)]
+        words += self.reading.words()
         print(f"prior in {folder}; use it with: {shlex.join(words)}")

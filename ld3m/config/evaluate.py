@@ -5,6 +5,7 @@ from typing import Literal
 
 from ld3m.config.checks import check_count, check_epochs
 from ld3m.config.fields import Settings
+from ld3m.config.run import check_bit_range
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class EvaluateConfig(Settings):
     """torch device; "cuda" where there is one when not given."""
     seed: int = 0
     """Everything random follows from it."""
+    strict: bool = False
+    """Refuse images that cannot be read instead of skipping them with a count."""
+    bit_range: str | int | None = None
+    """Bits in use of pictures of more than 8, as of `ld3m distill`; those of the distillation when not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,3 +49,4 @@ class EvaluateConfig(Settings):
         if self.epochs is not None:
             check_epochs(self.epochs, "epochs")
         check_epochs(self.full_epochs, "full_epochs")
+        check_bit_range(self.bit_range)

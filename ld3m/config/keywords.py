@@ -45,6 +45,7 @@ class RunKeywords(TypedDict, total=False):
     seed: int
     holdout: float | None
     strict: bool
+    bit_range: str | int | None
     evaluate: str | None
 
 
@@ -117,6 +118,8 @@ class EvaluateKeywords(TypedDict, total=False):
     together: bool | None
     device: "str | torch.device | None"
     seed: int
+    strict: bool
+    bit_range: str | int | None
 
 
 def keywords_of(kind: type[Settings], *, but: Sequence[str] = ()) -> Callable[[_Function], _Function]:

@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ld3m.config.checks import check_count
+from ld3m.config.checks import check_count, one_of
 from ld3m.config.fields import Settings
 
 Dtype = Literal["float32", "bfloat16", "float64"]
+BIT_RANGES = ("auto", "8", "10", "12", "14", "16", "minmax")  # what `ld3m.data.load` maps deep pictures by
+
+
+def check_bit_range(value: str | int | None) -> None:
+    """Raise unless it is one of them, or left open."""
+    if value is not None:
+        one_of(str(value), "bit_range", BIT_RANGES)
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,16 @@ class RunConfig(Settings):
     """Share of each class kept for testing, where the data has no test split of its own (0.1)."""
     strict: bool = False
     """Refuse images that cannot be read instead of skipping them with a count."""
+    bit_range: str | int | None = None
+    """Bits in use of pictures of more than 8: "8", "10", "12", "14", "16", "minmax" for the set's own range; the fewest
+    that hold them all when not given ("auto")."""
     evaluate: str | None = None
     """Protocol run at the end: "quick" (the default below 128 px), "glad-hard" (from there on), or "none"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts("ipc", "resolution")
+        check_bit_range(self.bit_range)
 
     def check_counts(self, *names: str) -> None:
         """Raise unless each of these settings is a whole number from 1 on, or left open."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ld3m.config.run import BIT_RANGES
 from ld3m.errors import DataError
 
-RULES = ("auto", "8", "10", "12", "14", "16", "minmax")
+RULES = BIT_RANGES
 _BITS = (8, 10, 12, 14, 16)
 # How Pillow names what it drops the low byte of, and the mode of the same place that keeps it instead.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ld3m import networks
 from ld3m.config import check_above_zero
@@ -25,6 +24,7 @@ from ld3m.matching import dsa
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import metadata_of, owning, require_writable, save_tensors, sweep
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def train_experts(
             if file.exists():
                 _check(file, plan, metadata)
         logger.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
-        with tqdm(total=len(missing) * epochs, desc="experts", unit="epoch", disable=None if progress else True) as bar:
+        with progress_bar(name="experts", total=len(missing) * epochs, unit="epoch", show=progress) as bar:
             for index, file in missing.items():
                 generator = seeds.generator(seed, "expert", index)
                 expert = networks.build(network, width=width, generator=generator, **size).to(device)

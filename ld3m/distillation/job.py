@@ -16,7 +16,7 @@ from ld3m.evaluation.finish import check_protocol
 from ld3m.matching import LOSSES
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
-from ld3m.runs.folder import RunFolder
+from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Opening, Run, open_run, sources_of, with_dtype
 from ld3m.spaces import Space, setup_of
 
@@ -74,6 +74,10 @@ def _check_names(opening: Opening[DistillConfig]) -> None:
     one_of(config.injection, "injection", INJECTIONS)
     one_of(config.schedule, "schedule", tuple(SCHEDULES))
     is_set = config.init not in INITS
+    if is_set and not (Path(config.init) / DISTILLED).is_file():
+        raise ConfigError(
+            f"init is {', '.join(map(repr, INITS))} or the folder of a distilled set, got {config.init!r}"
+        )
     if folder is not None and is_set and Path(config.init).resolve() == folder.path.resolve():
         raise ConfigError(
             f"init {config.init} is the folder of this run, which replaces what is there; choose another out"

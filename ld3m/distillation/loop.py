@@ -10,7 +10,6 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ld3m.config import DistillConfig
 from ld3m.config.keywords import DistillKeywords, keywords_of
@@ -24,6 +23,7 @@ from ld3m.runs.page import draw_curves
 from ld3m.runs.result import PARAMETERS, Result
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
+from ld3m.runtime.progress import progress_bar, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ def distill(
         data: "builtin", an ImageFolder directory or zip, an (images, labels) pair of tensors, a map-style Dataset of
             (image, label), or a `datasets.Dataset`.
         out: folder for config, metrics, checkpoints, images and report; None keeps the result in memory only.
-        resume: go on with the run in `out`; settings that are given must be the stored ones.
+        resume: go on with the run in `out`; settings that are given must be the stored ones, but iterations, of which
+            more may be asked for: the run is then what it would have been with them from the start.
         overwrite: replace the run in `out`.
         progress: show a progress bar.
         **settings: fields of `ld3m.config.DistillConfig`; what is not given comes from the preset, or on `resume` from
@@ -68,6 +69,8 @@ def distill(
     with job.folder or nullcontext():
         loop = _Loop(job, objective_of(job, progress))
         if loop.iteration < job.config.iterations:
+            if job.folder is not None:
+                job.folder.prolong(job.data_name, job.config)
             loop.run(progress)
         result = _render(replace(job, plan=loop.plan))
         if job.folder is None:
@@ -81,6 +84,8 @@ def distill(
             plan=None if loop.plan is None else loop.plan.facts(),
         )
         run, is_new = job.ended(), loop.seconds_per_iteration is not None
+        if is_new:
+            job.folder.drop_evaluations()
         result.save(job.folder.path)
         draw_curves(job.folder.path)
         del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation
@@ -109,11 +114,10 @@ class _Loop:
     def run(self, progress: bool) -> None:
         """Iterate to the end; whatever stops it, the last whole iteration is kept."""
         job, first, started = self.job, self.iteration, time.perf_counter()
-        good, saved_at = self._state(), started
-        bar = tqdm(
-            range(first, job.config.iterations), "distilling", initial=first, total=job.config.iterations,
-            disable=None if progress else True, unit="it",
-        )  # fmt: skip
+        good, saved_at, second = self._state(), started, started
+        last = job.config.iterations
+        bar = progress_bar(range(first, last), "distilling", initial=first, total=last, show=progress, unit="it")
+        self._say_what_comes(first)
         try:
             for iteration in bar:
                 line = self._iterate(iteration)
@@ -121,6 +125,9 @@ class _Loop:
                 if job.folder is not None:
                     job.folder.log(line)  # before the state counts: a line too many is dropped on resume
                 good, self.iteration = self._state(), iteration + 1
+                if iteration == first + 1:  # the first one also pays for what is made once
+                    self._say_how_long(time.perf_counter() - second, last - first - 2)
+                second = time.perf_counter()
                 if job.folder is not None and time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
                     job.folder.save_checkpoint(self.iteration, good)
                     saved_at = time.perf_counter()
@@ -129,6 +136,20 @@ class _Loop:
             if job.folder is not None:
                 job.folder.save_checkpoint(self.iteration, good)
         self.seconds_per_iteration = (time.perf_counter() - started) / (self.iteration - first)
+
+    def _say_what_comes(self, first: int) -> None:
+        config, count = self.job.config, len(self.job.dataset.class_names) * self.job.config.ipc
+        memory = "" if self.plan is None else f", {size_text(self.plan.peak_bytes)} of memory at most"
+        then = "" if config.evaluate == "none" else f", then the evaluation {config.evaluate!r}"
+        where = "" if self.job.folder is None else f" in {self.job.folder.path}"
+        logger.info(
+            "to come: %d iterations%s, %d images of %d px%s%s",
+            config.iterations - first, memory, count, config.resolution, where, then,
+        )  # fmt: skip
+
+    def _say_how_long(self, seconds: float, left: int) -> None:
+        if left > 0:
+            logger.info("about %s for %d more iterations of %.2g s", time_text(seconds * left), left, seconds)
 
     def _iterate(self, iteration: int) -> dict[str, object]:
         started = time.perf_counter()

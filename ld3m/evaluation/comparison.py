@@ -15,7 +15,6 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import ld3m
 from ld3m import networks as zoo
@@ -38,6 +37,7 @@ from ld3m.runs.result import Result
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import owning, require_writable
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def evaluate(
         together: train the repeats of a network at once, on a CPU in float32 alone; by default on a GPU, since it is
             slower on a CPU. Networks with dropout are always trained one by one.
         device: of the trainings; by default a GPU where there is one.
+        strict, bit_range: of reading the data, as of `ld3m.data.load`.
         image_range: of floating-point images: "unit" for [0, 1], "signed" for [-1, 1], "bytes" for 0…255, "normalized"
             by the mean and standard deviation of the data.
 
@@ -123,7 +124,9 @@ def _evaluate(
     teacher = _teacher(teacher, protocol, config.baselines)
     device = resolve_device(config.device)
     together = _together(config.together, protocol, device)
-    result, dataset, folder = open_inputs(result_or_folder, data, image_range)
+    result, dataset, folder = open_inputs(
+        result_or_folder, data, image_range, strict=config.strict, bit_range=config.bit_range
+    )
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, dataset, protocol, config, device, teacher)
@@ -261,7 +264,7 @@ class Comparison:
         def train(job: Job, each_epoch: Callable[[], None]) -> Sequence[Accuracies]:
             return [None] * len(job) if job[0].network in diverged else self._train(job, each_epoch)
 
-        with tqdm(total=len(trainings), initial=len(trainings) - len(left), desc="evaluate", disable=not show) as bar:
+        with progress_bar(name="evaluate", total=len(trainings), initial=len(trainings) - len(left), show=show) as bar:
 
             def note(training: Training, accuracies: Accuracies) -> None:
                 finished.record(training, accuracies)

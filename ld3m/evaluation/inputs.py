@@ -20,7 +20,14 @@ RANGES = ("unit", "signed", "bytes", "normalized")
 _SLACK = 1e-3  # a quarter of a grey level
 
 
-def open_inputs(inputs: object, data: object, image_range: str = "unit") -> tuple[Result, Dataset, Path | None]:
+def open_inputs(
+    inputs: object,
+    data: object,
+    image_range: str = "unit",
+    *,
+    strict: bool = False,
+    bit_range: str | int | None = None,
+) -> tuple[Result, Dataset, Path | None]:
     """Return the distilled set, the data at its resolution, and the folder that was given.
 
     Args:
@@ -28,6 +35,7 @@ def open_inputs(inputs: object, data: object, image_range: str = "unit") -> tupl
         data: a Dataset, or any source that `ld3m.data.load` reads.
         image_range: what floating-point images are given in: "unit" for [0, 1], "signed" for [-1, 1], "bytes" for
             0…255, "normalized" by the mean and standard deviation of the data.
+        strict, bit_range: as of `ld3m.data.load`; the latter is that of the distillation when not given.
 
     Raises:
         CheckpointError: there is no such folder, or it holds no distilled set.
@@ -40,9 +48,12 @@ def open_inputs(inputs: object, data: object, image_range: str = "unit") -> tupl
     result = load_result(folder) if folder else inputs
     images, labels = _images_and_labels(result)
     config: Mapping[str, Any] = result.config if isinstance(result, Result) else {}
-    # Where the data has no test split, the part that is held out follows from the settings of the distillation.
-    holdout = None if isinstance(data, Dataset) else config.get("holdout")
-    data = load_data(data, resolution=images.shape[-1], holdout=holdout)
+    if not isinstance(data, Dataset):  # what is held out, and how deep pictures are read, follows from the distillation
+        bit_range = bit_range or config.get("bit_range")
+        reading = {"holdout": config.get("holdout"), "strict": strict, "bit_range": bit_range}
+        data = load_data(data, resolution=images.shape[-1], **reading)
+    else:
+        data = load_data(data, resolution=images.shape[-1], strict=strict, bit_range=bit_range)
     if not isinstance(result, Result):
         images = _in_unit_range(images, data, image_range)
         result = Result(images, labels, data.class_names, {}, {}, data.mean, data.std)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ld3m import networks
 from ld3m.config import TeacherTraining
@@ -17,6 +16,7 @@ from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalizedImages, accuracy, train
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import owning, require_writable
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _train(data: Dataset, training: TeacherTraining, device: torch.device, progr
     network = networks.build(training.network, generator=generator, **size).to(device)
     images, labels = NormalizedImages(data.train.images, data, device), data.train.labels.to(device)
     with (
-        tqdm(total=training.epochs, desc="teacher", unit="epoch", disable=None if progress else True) as bar,
+        progress_bar(name="teacher", total=training.epochs, unit="epoch", show=progress) as bar,
         seeds.scoped_global_rng(training.seed, "teacher dropout"),
         torch.enable_grad(),
     ):

@@ -53,13 +53,21 @@ class Plan:
     planner: "DiffusionPlanner | GladPlanner | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
-        decoder = "kept" if self.decoder_batch is None else f"{self.decoder_batch} at a time, recomputed"
-        real = "whole" if self.real_chunk is None else f"in chunks of {self.real_chunk}"
+        decoder, real = self.decoder_batch or "all", self.real_chunk or "all"
+        kept = "all activations are kept, which is fastest"
+        if self.retain < 1 or self.decoder_batch is not None:
+            kept = (
+                f"{100 * self.retain:.0f} % of the chain's activations are kept, the others computed again, "
+                f"{self.slow_down:.2f} times as slow as keeping all"
+            )
         return (
-            f"peak {size_text(self.peak_bytes)} of {size_text(self.budget_bytes)}, {self.slow_down:.2f} times as slow "
-            f"as keeping everything: retain {self.retain:.2f}, micro-batch {self.micro_batch}, classes in flight "
-            f"{self.classes_in_flight}, decoder {decoder}, real batch {real}"
+            f"{size_text(self.peak_bytes)} at most of the {size_text(self.budget_bytes)} allowed; {kept}. At once: "
+            f"{self.classes_in_flight} classes, {self.micro_batch} images in the denoiser, {decoder} in the decoder, "
+            f"{real} real images"
         )
+
+    def _repr_html_(self) -> str:
+        return f"<p>Memory: {self}.</p>"
 
     def facts(self) -> dict[str, object]:
         """Return everything by name, for a file."""

@@ -34,6 +34,8 @@ _no_cuda = ""
 if native is not None:
     if not native.has_cuda:
         _no_cuda = "ld3m._C was built without CUDA; reinstall ld3m with nvcc at hand"
+    elif not native.cuda_driver_version():
+        _no_cuda = "there is no CUDA driver here, which a machine without an NVIDIA GPU does not need"
     elif native.cuda_driver_version() // 1000 < native.cuda_runtime_version() // 1000:
         _no_cuda = (
             f"ld3m._C has CUDA {native.cuda_runtime_version() / 1000:.1f}, the driver is for "

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,17 +10,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
 from ld3m.runs.folder import is_empty
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import load_tensors, owning, require_free, save_tensors, sweep, write_json
+
+logger = logging.getLogger(__name__)
 
 _LOG_EVERY, _WARM_UP = 20, 200
 _CHECKPOINT_SECONDS = 30.0
 _SETTINGS = "training.json"
+_MAY_GROW = ("steps",)  # of the last phase: what is trained by the others, it builds on
 
 
 @contextlib.contextmanager
@@ -54,12 +58,18 @@ def check_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
     if is_taken:
         stored = read_json(path)
         changed = [
-            f"{key} {stored.get(key)!r} → {value!r}" for key, value in settings.items() if stored.get(key) != value
+            f"{key} {stored.get(key)!r} → {value!r}"
+            for key, value in settings.items()
+            if stored.get(key) != value and not (key in _MAY_GROW and value > stored.get(key, value))
         ]
         if changed:
             raise ConfigError(
-                f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out"
+                f"{out} was trained with other settings: {', '.join(changed)}; use those or another --out (more steps "
+                "than before may be asked for)"
             )
+        for key in _MAY_GROW:
+            if stored.get(key) != settings.get(key):
+                logger.info("going on beyond the old end: %s %s → %s", key, stored.get(key), settings.get(key))
 
 
 class Fit:
@@ -105,7 +115,7 @@ class Fit:
     def _iterate(
         self, first: int, loss_at: Callable[[int], Tensor], each: tuple[int, Callable[[int], None]] | None
     ) -> None:
-        bar = tqdm(range(first, self.steps), self.name, initial=first, total=self.steps, disable=not self.progress)
+        bar = progress_bar(range(first, self.steps), self.name, initial=first, total=self.steps, show=self.progress)
         saved_at = time.perf_counter()
         for step in bar:
             loss = self._step(step, loss_at)

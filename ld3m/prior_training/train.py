@@ -44,7 +44,8 @@ def train_prior(
 
     Args:
         device: "cuda" where there is one when None.
-        resume: go on from the last checkpoint in `out`; a folder of other settings is refused.
+        resume: go on from the last checkpoint in `out`; a folder of other settings is refused, but for more steps: the
+            rate then goes on along the longer cosine, so that the outcome is near one of so many steps, not the same.
         preview: called with the prior as it is and the path of a picture to write, such as `chain.save_samples`.
         preview_every: steps of the denoiser between two pictures; one more follows at the end.
 

@@ -1,5 +1,7 @@
 """The interface of every prior: encode, quantise, decode, embed a class, predict the noise."""
 
+import html
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,21 @@ class Prior:
         self.conditioning_shape = None if class_embedding is None else (1, class_embedding.embedding_dim)
         self.null_class = rows - 1 if null_class is None and rows is not None else null_class
         self.frozen = FrozenNetworks(denoiser, first_stage, None)
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for module in self.modules() for parameter in module.parameters())
+        side = self.native_resolution // self.downsample
+        classes = f"{self.num_classes} classes" if self.num_classes else "unconditional"
+        return (
+            f"Prior({self.name!r}, {classes}, {self.native_resolution} px, "
+            f"latents {self.latent_channels} × {side} × {side}, {count / 1e6:.1f} M parameters, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        names = "" if self.class_names is None else ", ".join(self.class_names[:20])
+        more = f" and {len(self.class_names or ()) - 20} more" if len(self.class_names or ()) > 20 else ""
+        return f"<p>{html.escape(repr(self))}</p>" + (f"<p>Classes: {html.escape(names)}{more}</p>" if names else "")
 
     def modules(self) -> list[nn.Module]:
         """Return first stage, denoiser and, where there is one, the class embedding."""

@@ -66,6 +66,13 @@ def match_classes(
     return [prior.null_class if k is None else k for k in found]
 
 
+def warn_of_unknown(prior: Prior, class_names: Sequence[str]) -> None:
+    """Say where the first stage of the embedded prior, grey clothes alone, is to show other images."""
+    known = {name.casefold() for name in prior.class_names or ()}
+    if prior.name == _EMBEDDED and not known & {name.casefold() for name in class_names}:
+        logger.warning("the decoder of %s never saw images of %s%s", prior.name, list(class_names), _EMBEDDED_KNOWS)
+
+
 def _are_ilsvrc(class_names: Sequence[str]) -> bool:
     """Whether a prior's names are those of ILSVRC, in its order, in other spellings here and there."""
     own = [name for _, name in classes()]

@@ -146,6 +146,7 @@ def _folders(class_names: Sequence[str]) -> list[str]:
 
 
 _WRITERS = {"imagefolder": _write_images, "safetensors": _write_tensors}
+FORMATS = tuple(_WRITERS)
 
 
 def _card(result: Result, loading: str, format: str, run: Path) -> str:

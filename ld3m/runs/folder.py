@@ -236,6 +236,17 @@ class RunFolder:
         if moved:
             write_text(self.path / CONFIG, yaml.safe_dump({**content, **moved}, sort_keys=False))
 
+    def prolong(self, data: str, config: Settings) -> None:
+        """Store the settings of a run that goes on beyond its old end; what was evaluated is the shorter one's."""
+        settings = to_yaml(config, data=data)
+        if settings != (self.path / CONFIG).read_text(encoding="utf-8"):
+            write_text(self.path / CONFIG, settings)
+
+    def drop_evaluations(self) -> None:
+        """Remove evaluations of other images than those that are about to be saved."""
+        for name in (EVALUATION, EVALUATION_SOFT):
+            (self.path / name).unlink(missing_ok=True)
+
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
         with clear_write_errors(self.path / METRICS):

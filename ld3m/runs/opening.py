@@ -10,11 +10,12 @@ import torch
 from ld3m import data as data_room
 from ld3m.config import INITS, ResolvedDistillConfig, ResolvedSampleConfig, RunConfig, build, differences, to_plain
 from ld3m.data import Dataset
-from ld3m.errors import ConfigError, DataError
+from ld3m.errors import ConfigError, DataError, InputError
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import SOURCES, RunFolder
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.storage import require_writable
 
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
 
@@ -40,7 +41,11 @@ class Opening(Generic[AnyConfig]):
 
     def load_data(self, config: AnyResolved) -> Dataset:
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
-        dataset = data_room.load(self.data, resolution=config.resolution, holdout=config.holdout, strict=config.strict)
+        reading = {name: getattr(config, name) for name in ("resolution", "holdout", "strict", "bit_range")}
+        dataset = data_room.load(self.data, **reading)
+        ids, count = config.class_ids, len(dataset.class_names)
+        if ids is not None and len(ids) != count:  # before anything is planned or encoded
+            raise InputError(f"class_ids needs one id a class: {count} classes, got {len(ids)} ids")
         if config.evaluate != "none" and dataset.test is None:
             raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
         return dataset
@@ -76,6 +81,7 @@ def open_run(
         settings = _in_memory(settings)
     else:
         require_outside(data, folder.path)
+        require_writable(folder.path, "choose another --out")
     settings, prior = _split_prior(_with_whole_paths(settings))
     config = _stored_or_given(folder, settings, kind)
     return Opening(config, data, _name_of(data), prior, folder, resolve_device(config.device))
@@ -152,17 +158,18 @@ def _split_prior(settings: dict[str, object]) -> tuple[dict[str, object], Prior 
 
 
 def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], kind: type[AnyConfig]) -> AnyConfig:
-    """Make the config of a new run, or take that of the resumed one, from which no setting may differ."""
+    """Make the config of a new run, or take that of the resumed one, from which iterations alone may differ: grow."""
     if folder is None or not folder.is_resumed:
         return build(settings, kind())
     _, stored = folder.stored(kind)
     given = build({k: v for k, v in settings.items() if v is not None}, base=stored)
-    here = replace(stored, **{name: getattr(given, name) for name in SOURCES if _is_path(getattr(given, name, None))})
+    moved = {name: getattr(given, name) for name in SOURCES if _is_path(getattr(given, name, None))}
+    here = _prolonged(replace(stored, **moved), given)
     changed = differences(here, given)
     if changed:
         raise ConfigError(
-            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out, or "
-            "start anew with another --out"
+            f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out (more "
+            "iterations than before may be asked for), or start anew with another --out"
         )
     for name in ("prior", "prior_config", "experts"):
         value, option = getattr(here, name, None), name.replace("_", "-")
@@ -174,3 +181,9 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
 def _is_path(value: object) -> bool:
     """Whether a setting names a file or folder that is there; whether it is what it was shows once it is open."""
     return isinstance(value, str) and Path(value).is_absolute() and Path(value).exists()
+
+
+def _prolonged(stored: AnyConfig, given: AnyConfig) -> AnyConfig:
+    """Return the stored settings, with more iterations where more are asked for."""
+    before, now = (getattr(one, "iterations", None) or 0 for one in (stored, given))
+    return build({"iterations": now}, stored) if now > before else stored

@@ -92,8 +92,8 @@ def write_report(folder: Path) -> Path:
     is_sampled = "selector" in config  # no iterations, so no curves
     sections = {
         "Images": _images(folder, result),
-        **({"Accuracy": _accuracy(evaluation)} if evaluation or not soft else {}),
-        **({"Accuracy with soft labels": _accuracy(soft)} if soft else {}),
+        **({"Accuracy": accuracy_table(evaluation)} if evaluation or not soft else {}),
+        **({"Accuracy with soft labels": accuracy_table(soft)} if soft else {}),
         **({"Earlier evaluations": "\n".join(map(_earlier, earlier))} if earlier else {}),
         **({} if is_sampled else {"Curves": _curves(folder)}),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),
@@ -183,7 +183,7 @@ def _earlier(evaluation: Mapping[str, Any]) -> str:
     words = [str(protocol.get("name", "not named")), *([data["name"]] if "name" in data else [])]
     words += [f"seed {evaluation['seed']}"] if "seed" in evaluation else []
     words += ["soft labels"] if protocol.get("labels") == "soft" else []
-    return f"<h3>{_text(', '.join(words))}</h3>\n{_accuracy(evaluation)}"
+    return f"<h3>{_text(', '.join(words))}</h3>\n{accuracy_table(evaluation)}"
 
 
 def _images(folder: Path, result: Result | None) -> str:
@@ -212,7 +212,7 @@ def _curves(folder: Path) -> str:
     return f'<div class="wide">{_picture(path.read_bytes(), "loss and gradient norms over the iterations")}</div>'
 
 
-def _accuracy(evaluation: Mapping[str, Any]) -> str:
+def accuracy_table(evaluation: Mapping[str, Any]) -> str:
     if not evaluation.get("rows"):
         return _missing("The images have not been evaluated yet: <code>ld3m evaluate</code> adds the table.")
     columns, table = _layout(evaluation)

@@ -90,6 +90,15 @@ class Report:
             )
         return "\n".join([note, *remarks(self.rows, self.protocol)])
 
+    def __repr__(self) -> str:
+        scores = (f"{name} {cell_text('', score, 1)} %" for name, score in self.unseen.items())
+        return f"Report({self.protocol.get('name', 'protocol not named')}: {', '.join(scores) or 'no unseen network'})"
+
+    def _repr_html_(self) -> str:
+        from ld3m.runs.page import accuracy_table  # which shows reports
+
+        return accuracy_table(json.loads(self.to_json()))
+
     def to_json(self) -> str:
         """Return all of it as JSON."""
         content = {

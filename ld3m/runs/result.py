@@ -1,18 +1,23 @@
 """The outcome of a distillation: images, labels and what made them, in memory and as a folder."""
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from ld3m.errors import CheckpointError
-from ld3m.runs import pictures
+from ld3m.runs import display, pictures
 from ld3m.runs.folder import DISTILLED, GRID
 from ld3m.runtime.storage import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
@@ -58,6 +63,32 @@ class Result:
         """Images per class."""
         return len(self.labels) // len(self.class_names)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        method = [str(self.config[key]) for key in ("algorithm", "selector", "space") if key in self.config]
+        parts = [self._summary(), "-".join(method), "" if self.path is None else str(self.path)]
+        return f"Result({', '.join(filter(None, parts))})"
+
+    def _repr_html_(self) -> str:
+        picture = display.inline_picture(self.grid(), self._summary())
+        return f"<p>{html.escape(repr(self))}</p>{picture}"
+
+    def _summary(self) -> str:
+        height, width = self.images.shape[-2:]
+        return f"{len(self)} images of {len(self.class_names)} classes, {width} × {height} px"
+
+    def grid(self) -> "Image":
+        """Draw the images with the names of their classes: at most 100 classes, and 10 images of each."""
+        shown = enumerate(self.class_names[:_GRID_CLASSES])
+        return display.named_grid([(name, self.images[self.labels == k][:_GRID_PER_CLASS]) for k, name in shown])
+
+    def dataset(self) -> TensorDataset:
+        """Return a torch data set of (image, label), the images (3, H, W) normalized as networks are to see them."""
+        mean, std = (moments.view(3, 1, 1) for moments in (self.mean, self.std))
+        return TensorDataset((self.images - mean) / std, self.labels)
+
     def save(self, folder: str | Path) -> Path:
         """Write `distilled.safetensors`, `images/<class>/<k>.png` and `grid.png` into `folder`; return it.
 
@@ -77,11 +108,8 @@ class Result:
         return folder
 
     def draw_grid(self, folder: Path) -> None:
-        """Write `grid.png`, class by class in rows of ten: at most 100 classes, and 10 images of each."""
-        per_class = min(self.ipc, _GRID_PER_CLASS)
-        labels = torch.arange(min(len(self.class_names), _GRID_CLASSES))
-        shown = (labels[:, None] * self.ipc + torch.arange(per_class)).flatten()
-        pictures.save_png(folder / GRID, pictures.grid(self.images[shown], _GRID_PER_CLASS))
+        """Write `grid.png`."""
+        pictures.save_png(folder / GRID, self.grid())
 
 
 def load(folder: str | Path) -> Result:

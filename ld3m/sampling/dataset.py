@@ -11,7 +11,6 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ld3m.chain import sample
 from ld3m.config.keywords import SampleKeywords, keywords_of
@@ -24,6 +23,7 @@ from ld3m.runs.folder import DISTILLED, GRID
 from ld3m.runs.result import Result, load
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
+from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.rows import RowFile
 from ld3m.runtime.storage import save_tensors
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
@@ -101,10 +101,8 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
     if stored is not None and not first:
         job.folder.keep_metrics_before(0)
     started = time.perf_counter()
-    bar = tqdm(
-        range(first, num_classes), "sampling", initial=first, total=num_classes, disable=None if progress else True,
-        unit="class",
-    )  # fmt: skip
+    work = range(first, num_classes)
+    bar = progress_bar(work, "sampling", initial=first, total=num_classes, show=progress, unit="class")
     for label in bar:
         job, line = _within_memory(job, label, rows)
         job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})

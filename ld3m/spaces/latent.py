@@ -15,6 +15,7 @@ from ld3m.memory.costs import Workload
 from ld3m.memory.diffusion import plan_work
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior
+from ld3m.priors.classes import warn_of_unknown
 from ld3m.runtime import seeds
 from ld3m.spaces.base import DiffusionSetup
 from ld3m.spaces.start import initial_conditioning, initial_images, initial_latents
@@ -132,6 +133,8 @@ class LatentSetup(DiffusionSetup):
     ) -> LatentSpace:
         assert plan is not None
         images = initial_images(config, dataset)
+        if not self.has_chain:  # with one, matching the classes says it
+            warn_of_unknown(prior, dataset.class_names)
         return LatentSpace(
             prior,
             initial_latents(config, prior, images, min(plan.micro_batch, plan.decoder_batch or 16, 16)),

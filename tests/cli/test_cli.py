@@ -27,8 +27,10 @@ COMMANDS = {
     "teacher": [cli.TeacherCommand, TeacherTraining],
     "export": [cli.ExportCommand],
     "info": [cli.InfoCommand],
+    "doctor": [cli.DoctorCommand],
+    "completion": [cli.CompletionCommand],
 }
-POSITIONAL = {"data", "run", "settings", "training"}
+POSITIONAL = {"shell", "data", "run", "settings", "training", "reading"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,5 +1,6 @@
 """Runs that are stopped, in every way, and gone on with: the same bytes as if they had not been."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from ld3m.distillation import loop as distillation
 from ld3m.distillation.objectives import ClassMatching, TrajectoryMatching
 from ld3m.errors import ConfigError, Ld3mError
 from ld3m.evaluation import finish as finishing
+from ld3m.evaluation.protocols import PROTOCOLS
 from ld3m.runs.folder import RunFolder
 from ld3m.runtime import locks, storage
 from ld3m.runtime.storage import load_tensors
@@ -278,7 +280,8 @@ def test_settings_that_are_not_given_are_the_stored_ones(coloured, whole):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"iterations": 9}, "iterations 4 → 9"),
+        ({"iterations": 3}, "iterations 4 → 3"),
+        ({"iterations": 9, "seed": 1}, "seed 0 → 1"),
         ({"lr": 0.7, "seed": 3}, r"seed 0 → 3, lr [\d.]+ → 0.7"),
         ({"learn": ("latents",)}, r"learn \('latents', 'conditioning'\) → \('latents',\)"),
         ({"prior": "builtin"}, "prior 'random:tiny' → 'builtin'"),
@@ -290,6 +293,42 @@ def test_other_settings_are_named_and_nothing_is_touched(settings, named, go, wh
     with pytest.raises(ConfigError, match=f"resume needs the settings of the stored run; these differ: {named}. Leave"):
         go(whole["dm"], resume=True, **settings)
     assert {file: file.stat().st_mtime_ns for file in whole["dm"].rglob("*")} == before
+
+
+@pytest.mark.parametrize("algorithm", ["dm", "dc", "mtt"])
+def test_a_prolonged_run_is_one_of_so_many_iterations_from_the_start(algorithm, go, whole, tmp_path):
+    out = tmp_path / "run"
+    go(out, algorithm=algorithm, iterations=2)
+    first = bytes_of(out)
+    go(out, algorithm=algorithm, resume=True, iterations=ITERATIONS)
+    assert bytes_of(out) == bytes_of(whole[algorithm]) != first
+    assert iterations_of(out) == iterations_of(whole[algorithm])
+    assert (out / "config.yaml").read_bytes() == (whole[algorithm] / "config.yaml").read_bytes()
+
+
+def test_a_prolonged_run_that_is_interrupted_goes_on_to_the_new_end(
+    go, whole, coloured, interrupt, tmp_path, monkeypatch
+):
+    go(tmp_path, iterations=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, ClassMatching, "backward", 1)
+        go(tmp_path, resume=True)
+    ld3m.distill(coloured, out=tmp_path, resume=True, progress=False)
+    assert bytes_of(tmp_path) == bytes_of(whole["dm"])
+
+
+def test_a_prolonged_run_is_evaluated_anew(distill_small, tmp_path, monkeypatch):
+    cut = dataclasses.replace(PROTOCOLS["quick"].with_epochs(2), networks=("ConvNet-w0.06",))
+    monkeypatch.setitem(PROTOCOLS, "quick", cut)
+    settings = {"out": tmp_path, "evaluate": "quick", "holdout": 0.25}
+    distill_small(iterations=1, **settings)
+    before = json.loads((tmp_path / "evaluation.json").read_text())
+    assert json.loads((tmp_path / "result.json").read_text())["iterations"] == 1
+    distill_small(iterations=3, resume=True, **settings)
+    after = json.loads((tmp_path / "evaluation.json").read_text())
+    assert json.loads((tmp_path / "result.json").read_text())["iterations"] == 3
+    assert before["rows"][1:] == after["rows"][1:]  # random and k-means real images
+    assert before["seconds"] != after["seconds"] or before["rows"][0] != after["rows"][0]
 
 
 def test_other_data_under_the_same_name_is_noticed(go, coloured, tmp_path):

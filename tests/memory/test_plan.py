@@ -261,10 +261,15 @@ def test_networks_that_see_whole_batches_are_not_cut(tiny_prior):
 def test_a_plan_reads_as_a_sentence():
     plan = memory.Plan(0.25, 5, 10, 3, 32, peak_bytes=7_380_000_000, slow_down=1.4, budget_bytes=8 * 10**9)
     assert str(plan) == (
-        "peak 7.38 GB of 8.00 GB, 1.40 times as slow as keeping everything: retain 0.25, micro-batch 5, "
-        "classes in flight 10, decoder 3 at a time, recomputed, real batch in chunks of 32"
+        "7.38 GB at most of the 8.00 GB allowed; 25 % of the chain's activations are kept, the others computed again, "
+        "1.40 times as slow as keeping all. At once: 10 classes, 5 images in the denoiser, 3 in the decoder, "
+        "32 real images"
     )
-    assert str(replace(plan, decoder_batch=None, real_chunk=None)).endswith("decoder kept, real batch whole")
+    assert str(replace(plan, decoder_batch=None, real_chunk=None)).endswith(
+        "5 images in the denoiser, all in the decoder, all real images"
+    )
+    assert "all activations are kept, which is fastest." in str(replace(plan, retain=1.0, decoder_batch=None))
+    assert plan._repr_html_() == f"<p>Memory: {plan}.</p>"
 
 
 @pytest.mark.parametrize(

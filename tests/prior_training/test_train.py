@@ -155,6 +155,24 @@ def test_a_last_picture_that_fails_costs_no_prior(go, tmp_path):
     assert (tmp_path / "out/prior/model_index.json").is_file()
 
 
+def test_a_training_goes_on_beyond_its_old_end(go, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fit, "_WARM_UP", 1)  # so that the rate follows the cosine
+    caplog.set_level("INFO", logger="ld3m")
+    go(tmp_path)
+    names = ("first-stage.safetensors", "denoiser-loss.json")
+    first_stage, losses = (tmp_path / name for name in names)
+    stage, before = first_stage.read_bytes(), json.loads(losses.read_text())
+    with pytest.raises(ConfigError, match="first_stage_steps 5 → 9; use those"):
+        go(tmp_path, replace(SMALL, first_stage_steps=9), resume=True)
+    go(tmp_path, replace(SMALL, steps=8), resume=True)
+    after = json.loads(losses.read_text())
+    assert after[:5] == before and [step for step, _ in after] == list(range(8))
+    assert first_stage.read_bytes() == stage
+    assert "steps 5 → 8" in caplog.text
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 8
+    assert load_tensors(tmp_path / "denoiser.safetensors")[1]["step"] == "8"
+
+
 def test_a_resumed_training_has_the_same_images(go, trained, coloured, dataset):
     """Others could be images that are to be tested on."""
     other = data.load(coloured, resolution=dataset.resolution, holdout=0.5)
@@ -277,8 +295,8 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
         go(tmp_path / "none", resume=True)
     with pytest.raises(ConfigError, match=r"out .+x is a file; choose a folder"):
         go(tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"was trained with other settings: steps 5 → 6, lr 0.001 → 0.5; use those"):
-        go(trained, replace(SMALL, steps=6, lr=0.5), resume=True)
+    with pytest.raises(ConfigError, match=r"was trained with other settings: steps 5 → 4, lr 0.001 → 0.5; use those"):
+        go(trained, replace(SMALL, steps=4, lr=0.5), resume=True)
     with pytest.raises(ConfigError, match="preview_every is at least 1 step, got 0"):
         go(tmp_path / "new", preview_every=0)
     with pytest.raises(ConfigError, match="device 'nosuch' cannot be used here"):
