@@ -84,7 +84,7 @@ def choices(option: str) -> tuple[str, ...]:
 
     hard = (name for name, protocol in PROTOCOLS.items() if protocol.labels == "hard")
     tables = {
-        "algorithm": LOSSES, "space": SPACES, "network": networks.NAMES, "networks": networks.NAMES,
+        "algorithm": LOSSES, "space": SPACES, "network": networks.NETWORKS, "networks": networks.NETWORKS,
         "protocol": PROTOCOLS, "evaluate": (*hard, "none"), "selector": SELECTORS, "baselines": BASELINES,
         "scores": SCORES, "format": FORMATS, "learn": ("latents", "conditioning"),
     }  # fmt: skip

@@ -91,7 +91,8 @@ class Report:
         return "\n".join([note, *remarks(self.rows, self.protocol)])
 
     def __repr__(self) -> str:
-        scores = (f"{name} {cell_text('', score, 1)} %" for name, score in self.unseen.items())
+        cells = {name: score and Cell(*score) for name, score in self.unseen.items()}
+        scores = (f"{name} {cell_text('', cell, 1)} %" for name, cell in cells.items())
         return f"Report({self.protocol.get('name', 'protocol not named')}: {', '.join(scores) or 'no unseen network'})"
 
     def _repr_html_(self) -> str:

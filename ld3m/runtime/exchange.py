@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from ld3m.runtime.locks import is_same
@@ -37,7 +37,7 @@ def exchange(new: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_open(folder: Path) -> Iterator[Callable[[], bool]]:
+def held_open(folder: Path) -> Generator[Callable[[], bool]]:
     """Yield what says whether a folder is still the one of before; held open, its number is given to no other."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -2,10 +2,15 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm as plain
 from tqdm.auto import tqdm as automatic
+
+if TYPE_CHECKING:
+    Bar = plain[Any]
+else:
+    Bar = plain  # which takes no type at run time
 
 _SECONDS = 30.0  # between two lines
 
@@ -21,7 +26,7 @@ class _Stderr:
         sys.stderr.flush()
 
 
-class _Lines(plain):
+class _Lines(Bar):
     """A bar that says where it is in lines of its own, every half minute and at the end."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -43,7 +48,7 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def progress_bar(work: Iterable[Any] | None = None, name: str = "", *, show: bool = True, **options: Any) -> plain:
+def progress_bar(work: Iterable[Any] | None = None, name: str = "", *, show: bool = True, **options: Any) -> Bar:
     """Return a bar over `work`, or one to be moved by `update`; options are those of tqdm."""
     if not show:
         return plain(work, name, disable=True, **options)

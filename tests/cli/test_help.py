@@ -64,7 +64,7 @@ def test_presets_are_said(help_of):
 
 def test_choices_are_shown(help_of):
     shown = help_of("distill").replace(", ", ",")
-    for table in (SPACES, LOSSES, [*networks.NAMES]):
+    for table in (SPACES, LOSSES, [*networks.NETWORKS]):
         assert f"{{{','.join(table)}}}" in shown.replace(" ", ""), table
     assert "--evaluate {glad-hard,quick,none}" in shown
     assert f"--protocol {{{','.join(PROTOCOLS)}}}" in help_of("evaluate")
