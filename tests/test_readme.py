@@ -47,7 +47,7 @@ def fields_of(kind: type) -> set[str]:
 
 def test_there_are_commands():
     assert {command.split()[0] for command in commands()} == {
-        "distill", "evaluate", "experts", "export", "info", "prior", "sample", "teacher"
+        "distill", "doctor", "evaluate", "experts", "export", "info", "prior", "sample", "teacher"
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ld3m.matching import LOSSES
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import DISTILLED, RunFolder
-from ld3m.runs.opening import Opening, Run, open_run, sources_of, with_dtype
+from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
 from ld3m.spaces import Space, setup_of
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,9 @@ def prepare(
     """Check settings, folder, prior and data, in this order, and build what the loop needs."""
     opening = open_run(data, settings, DistillConfig, out=out, resume=resume, overwrite=overwrite)
     asked, folder, device = opening.config, opening.folder, opening.device
-    _check_names(opening)
+    _check_names(asked)
     setup = setup_of(asked)
+    _check_init(asked.init, setup.inits, folder)
     asked = with_dtype(asked, device, setup.gpu_dtype)
     asked = replace(asked, compile=device.type == "cuda" if asked.compile is None else asked.compile)
     prior = setup.open_prior(asked, opening.prior, device)
@@ -67,21 +68,21 @@ def prepare(
     return Job(config, opening.data_name, dataset, folder, device, space, plan)
 
 
-def _check_names(opening: Opening[DistillConfig]) -> None:
+def _check_names(config: DistillConfig) -> None:
     """Refuse names of rooms above the settings' own, which have the tables."""
-    config, folder = opening.config, opening.folder
     one_of(config.algorithm, "algorithm", tuple(LOSSES))
     one_of(config.injection, "injection", INJECTIONS)
     one_of(config.schedule, "schedule", tuple(SCHEDULES))
-    is_set = config.init not in INITS
-    if is_set and not (Path(config.init) / DISTILLED).is_file():
-        raise ConfigError(
-            f"init is {', '.join(map(repr, INITS))} or the folder of a distilled set, got {config.init!r}"
-        )
-    if folder is not None and is_set and Path(config.init).resolve() == folder.path.resolve():
-        raise ConfigError(
-            f"init {config.init} is the folder of this run, which replaces what is there; choose another out"
-        )
+
+
+def _check_init(init: str, words: tuple[str, ...], folder: RunFolder | None) -> None:
+    """Refuse a start that is neither one of the space's words nor another run's folder."""
+    if init in INITS:
+        return
+    if not (Path(init) / DISTILLED).is_file():
+        raise ConfigError(f"init is {', '.join(map(repr, words))} or the folder of a distilled set, got {init!r}")
+    if folder is not None and Path(init).resolve() == folder.path.resolve():
+        raise ConfigError(f"init {init} is the folder of this run, which replaces what is there; choose another out")
 
 
 def objective_of(job: Job, progress: bool) -> Objective:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ld3m.config import DistillConfig, ResolvedDistillConfig
+from ld3m.config import INITS, DistillConfig, ResolvedDistillConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
 from ld3m.memory.plan import Plan
@@ -40,12 +40,14 @@ class SpaceSetup(Protocol[AnyPrior]):
     """The set-up of a distillation in a space, in the order of the methods.
 
     `settings` names the fields of the config that not every space takes and this one does; `has_chain` says whether the
-    reverse chain is run, `gpu_dtype` what the prior's weights are on a GPU by default.
+    reverse chain is run, `gpu_dtype` what the prior's weights are on a GPU by default, `inits` what a start may be
+    called beside the folder of a set.
     """
 
     settings: frozenset[str]
     has_chain: bool
     gpu_dtype: str
+    inits: tuple[str, ...]
 
     def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> AnyPrior:
         """Open the prior that the settings name, or take the one that is given."""
@@ -70,6 +72,7 @@ class DiffusionSetup:
     settings: frozenset[str] = frozenset()
     has_chain = False
     gpu_dtype = "bfloat16"
+    inits = INITS
 
     def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior:
         if isinstance(given, StyleGAN):

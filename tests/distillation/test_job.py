@@ -176,7 +176,16 @@ def test_a_prior_that_is_given_keeps_its_dtype(coloured):
 def test_every_setting_that_decides_the_outcome_is_resolved(make):
     config = make(memory_budget="10MB").config
     undecided = {name for name, value in vars(config).items() if value is None}
-    assert undecided == {"prior_config", "experts", "device", "holdout", "latent_size", "layer", "lr_codes"}
+    assert undecided == {
+        "prior_config",
+        "experts",
+        "device",
+        "holdout",
+        "latent_size",
+        "layer",
+        "lr_codes",
+        "bit_range",
+    }
     assert (config.preset, config.resolution, config.memory_budget) == ("builtin", 16, "10MB")
     assert 0 < config.retain < 1
     assert make(memory_budget="10MB", retain=1.0).config.retain == 1.0

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_the_iteration_is_repeated_with_the_same_draws(error, go, tmp_path, monk
     assert relative_error(result.latents, expected.latents) < 1e-5
     assert relative_error(result.conditioning, expected.conditioning) < 1e-5
     (line,) = [record.message for record in caplog.records]
-    assert line.startswith("out of memory in iteration 1; it is repeated with less: peak ")
+    assert re.match(r"out of memory in iteration 1; it is repeated with less: [\d.]+ MB at most of the ", line)
     facts = json.loads((tmp_path / "result.json").read_text())
     assert facts["plan"]["retain"] < result.config["retain"] == 1.0
     assert facts["plan"]["peak_bytes"] <= facts["plan"]["budget_bytes"] < 10**9

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -461,5 +460,5 @@ def test_samples_follow_their_generator_and_class(trained):
 def test_the_progress_names_both_phases(go, tmp_path, capsys):
     go(tmp_path / "out", progress=True)
     bars = capsys.readouterr().err
-    assert re.search(r"first-stage: 100%.+5/5", bars)
-    assert re.search(r"denoiser: 100%.+5/5", bars)
+    assert "first-stage: 5 of 5" in bars
+    assert "denoiser: 5 of 5" in bars
