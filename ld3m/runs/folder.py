@@ -171,7 +171,7 @@ class RunFolder:
             is_run = _is_run(path)
             if self.is_resumed and not (is_run and has_settings):
                 raise ConfigError(
-                    f"out {path} is not empty and {missing}; choose another --out; only a run takes --overwrite"
+                    f"out {path} is not empty and {missing}; choose another --out, only a run takes --overwrite"
                 )
             if self._overwrite and not is_run:
                 raise ConfigError(f"out {path} {missing}, so it is not replaced; choose another --out")
