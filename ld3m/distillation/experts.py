@@ -23,9 +23,11 @@ from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
+from ld3m.runtime.reading import checked, clear_read_errors, mapping, shown_text, whole
 from ld3m.runtime.storage import metadata_of, require_writable, save_tensors
 
 logger = logging.getLogger(__name__)
+_AGAIN = "delete the file and train it again"
 
 
 def train_experts(
@@ -127,6 +129,8 @@ class Experts:
             )
         with _opened(self.files[expert]) as file:
             start, target = ([file.get_tensor(f"{at:03d}/{name}") for name in self.names] for at in (start_epoch, last))
+        if not all(t.is_floating_point() and bool(t.isfinite().all()) for t in (*start, *target)):
+            raise CheckpointError(f"{self.files[expert]} holds values that are no finite numbers; {_AGAIN}")
         return start, target
 
 
@@ -198,13 +202,15 @@ def _describe(plan: nn.Module, network: str, **size: int) -> dict[str, str]:
 def _check(path: Path, plan: nn.Module, wanted: dict[str, str]) -> int:
     """Return the number of epochs of an expert, after comparing its settings and the shapes of its tensors."""
     with _opened(path) as file:
-        found = metadata_of(file)
+        found = metadata_of(file, path)
         different = [f"{k} is {found.get(k, 'not said')}, asked {v}" for k, v in wanted.items() if found.get(k) != v]
         if different:
             raise ConfigError(
                 f"{path} is of other settings: {'; '.join(different)}; choose another folder, or the settings it is of"
             )
-        epochs, stored = int(found["epochs"]), set(file.keys())
+        about = {"epochs": int(found["epochs"]) if found.get("epochs", "").isdecimal() else None}
+        checked(about, mapping({"epochs": whole(1, 10**6)}), source=str(path), remedy=_AGAIN)
+        epochs, stored = about["epochs"], set(file.keys())
         for epoch in range(epochs + 1):
             for name, parameter in plan.named_parameters():
                 key = f"{epoch:03d}/{name}"
@@ -220,7 +226,9 @@ def _check(path: Path, plan: nn.Module, wanted: dict[str, str]) -> int:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); delete the file and train it again") from error
+        with clear_read_errors(path):
+            open(path, "rb").close()  # safetensors calls every failure "No such file"
+            with safe_open(path, framework="pt") as file:
+                yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({shown_text(str(error))}); {_AGAIN}") from error

@@ -107,6 +107,7 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
         job.folder.save_checkpoint(label + 1, {})
     seconds = (time.perf_counter() - started) / max(1, num_classes - first)
     rows.finish()
+    job.folder.forget_previous()
     return seconds
 
 
