@@ -1,7 +1,10 @@
 """The command line: each command does what a function of the package does; `ld3m sample` is `sample_dataset`."""
 
+import contextlib
 import difflib
+import io
 import logging
+import os
 import sys
 from dataclasses import MISSING, fields
 from typing import get_args
@@ -58,22 +61,54 @@ def main(argv: list[str] | None = None) -> int:
 def _call(name: str, argv: list[str]) -> int:
     try:
         COMMANDS[name][0].call(argv, f"ld3m {name}")
+        sys.stdout.flush()
     except Ld3mError as error:
-        print(f"ld3m: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (RuntimeError, MemoryError) as error:
+    except BrokenPipeError:  # the reader has gone, such as `head`; nothing is left to be said to it
+        _drop_output()
+        return 0
+    except (RuntimeError, MemoryError, OSError) as error:
         from ld3m.runtime.devices import is_out_of_memory
 
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            reason = _one_line(str(error).strip().partition("\n")[0]) or "there is no more"
+            remedy = "lower a batch or the resolution, or take dtype bfloat16 where the command has it"
+            return _fail(f"out of memory ({reason}); {remedy}")
+        if not isinstance(error, OSError):
             raise
-        reason = str(error).strip().partition("\n")[0] or "there is no more"
-        remedy = "lower a batch or the resolution, or take dtype bfloat16 where the command has it"
-        print(f"ld3m: error: out of memory ({reason}); {remedy}", file=sys.stderr)
-        return 2
+        _drop_output()
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"the system refused{where}: {error.strerror or error}; check the path, its permissions and the disk")
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"ld3m: error: {_one_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _one_line(text: str) -> str:
+    """Return a text without control characters, which a file's name may have: they would steer the terminal."""
+    return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _open_streams() -> None:
+    """Make the standard streams take every character, and be there: a closed one would fail at the first line."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Point standard output nowhere: what is buffered would fail again when the interpreter flushes it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(group: str = "") -> str:

@@ -148,8 +148,8 @@ class _Loop:
         try:
             with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
                 return self.objective.backward(iteration)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error, self.plan.peak_bytes if self.plan else 0):
                 raise
             logger.debug("iteration %d", iteration, exc_info=error)
         return None

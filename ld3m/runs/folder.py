@@ -107,8 +107,9 @@ class RunFolder:
         """Keep the state after `iteration` iterations. The number travels inside the tensors' file, so that the two
         cannot come apart; `checkpoint.json` repeats it for people."""
         about = {"iteration": str(iteration), "data": self.fingerprint, "settings": self._settings()}
-        with clear_write_errors(self.path / CHECKPOINT), contextlib.suppress(FileNotFoundError):
-            os.replace(self.path / CHECKPOINT, self.path / PREVIOUS)
+        with contextlib.suppress(OSError):  # the first one, or a file system without links: none to fall back on
+            (self.path / PREVIOUS).unlink(missing_ok=True)
+            os.link(self.path / CHECKPOINT, self.path / PREVIOUS)
         save_tensors(self.path / CHECKPOINT, tensors, about)
         write_json(self.path / CHECKPOINT_NOTE, {"iteration": iteration, "tensors": sorted(tensors)})
 

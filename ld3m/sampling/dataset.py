@@ -135,7 +135,7 @@ def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob
     """Sample a class; where memory runs out, again with half as many images at once, as do the classes after it."""
     try:
         return job, _sample_class(job, label, rows)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         logger.debug("class %d", label, exc_info=error)
