@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from typing import get_args
 
 from ld3m import __version__
-from ld3m.cli.commands import Command, Positional
+from ld3m.cli.commands import Command, Positional, one_line
 from ld3m.cli.evaluate import EvaluateCommand
 from ld3m.cli.export import ExportCommand
 from ld3m.cli.info import InfoCommand
@@ -37,9 +37,29 @@ _TITLES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error with a message, 130 when interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    _open_streams()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ld3m").setLevel(logging.INFO)
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except Ld3mError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has gone, such as `head`; nothing is left to be said to it
+        _drop_output()
+        return 0
+    except (RuntimeError, MemoryError, OSError) as error:
+        return _explain(error)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Run what the first words name."""
     if argv[:1] == ["prior"]:
         argv = [" ".join(argv[:2]), *argv[2:]]
     if argv[:1] == ["--version"]:
@@ -55,44 +75,36 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"ld3m: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    return _call(name, argv[1:])
-
-
-def _call(name: str, argv: list[str]) -> int:
-    try:
-        COMMANDS[name][0].call(argv, f"ld3m {name}")
-        sys.stdout.flush()
-    except Ld3mError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader has gone, such as `head`; nothing is left to be said to it
-        _drop_output()
-        return 0
-    except (RuntimeError, MemoryError, OSError) as error:
-        from ld3m.runtime.devices import is_out_of_memory
-
-        if is_out_of_memory(error):
-            reason = _one_line(str(error).strip().partition("\n")[0]) or "there is no more"
-            remedy = "lower a batch or the resolution, or take dtype bfloat16 where the command has it"
-            return _fail(f"out of memory ({reason}); {remedy}")
-        if not isinstance(error, OSError):
-            raise
-        _drop_output()
-        where = f" {error.filename}" if error.filename else ""
-        return _fail(f"the system refused{where}: {error.strerror or error}; check the path, its permissions and the disk")
+    COMMANDS[name][0].call(argv[1:], f"ld3m {name}")
     return 0
 
 
+def _explain(error: RuntimeError | MemoryError | OSError) -> int:
+    """Say on one line what the machine refused; any other error is one of the program's own, and is raised."""
+    from ld3m.runtime.devices import is_out_of_memory
+
+    if is_out_of_memory(error):
+        reason = str(error).strip().partition("\n")[0] or "there is no more"
+        remedy = "lower a batch or the resolution, or take dtype bfloat16 where the command has it"
+        return _fail(f"out of memory ({reason}); {remedy}")
+    if not isinstance(error, OSError):
+        raise error
+    _drop_output()
+    where = f" {error.filename}" if error.filename else ""
+    reason = error.strerror or error
+    return _fail(f"the system refused{where}: {reason}; check the path, its permissions and the room on the disk")
+
+
+class _OneLine(logging.Formatter):
+    """Messages without control characters: they name files, whose names may have them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
 def _fail(message: str) -> int:
-    print(f"ld3m: error: {_one_line(message)}", file=sys.stderr)
+    print(f"ld3m: error: {one_line(message)}", file=sys.stderr)
     return 2
-
-
-def _one_line(text: str) -> str:
-    """Return a text without control characters, which a file's name may have: they would steer the terminal."""
-    return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _open_streams() -> None:

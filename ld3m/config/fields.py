@@ -17,7 +17,7 @@ from ld3m.config.checks import one_of
 from ld3m.errors import ConfigError
 
 _MAX_BYTES = 2**20
-_SHOWN = 100
+_SHOWN, _MAX_TEXT = 100, 4096
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Settings:
             value: Any = getattr(self, field.name)
             if issubclass(type(value), list):
                 object.__setattr__(self, field.name, tuple(value))
+            if isinstance(value, str) and ("\0" in value or len(value) > _MAX_TEXT):
+                raise ConfigError(f"{field.name} is a text of at most {_MAX_TEXT:,} characters, none of them a NUL")
             if value is not None and (choices := choices_of(field.type)):
                 one_of(value, field.name, choices)
 

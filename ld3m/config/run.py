@@ -6,6 +6,8 @@ from typing import Literal
 from ld3m.config.checks import check_count
 from ld3m.config.fields import Settings
 
+_MOST = {"resolution": 16_384, "latent_size": 4_096, "width": 65_536, "steps": 1_000}
+
 Dtype = Literal["float32", "bfloat16", "float64"]
 
 
@@ -44,4 +46,4 @@ class RunConfig(Settings):
         """Raise unless each of these settings is a whole number from 1 on, or left open."""
         for name in names:
             if (value := getattr(self, name)) is not None:
-                check_count(value, name)
+                check_count(value, name, most=_MOST.get(name, 10**9))
