@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -29,7 +29,7 @@ class Command:
         raise NotImplementedError
 
 
-_Any = TypeVar("_Any", bound=Command)
+_Kind = TypeVar("_Kind", bound=Command)
 _TITLES = (
     "Invalid choice", "Invalid value", "Missing arguments", "Parsing error", "Required options", "Unrecognized options",
     "Value error",
@@ -37,9 +37,10 @@ _TITLES = (
 _FRAME = re.compile(r"[\u2500-\u257f]+|^[|+-]+|[|+-]+$")
 
 
-def parse(kind: type[_Any], argv: list[str], prog: str, default: _Any | None = None) -> _Any:
+def parse(kind: type[_Kind], argv: list[str], prog: str, default: _Kind | None = None) -> _Kind:
     """Return the command that a command line stands for; what tyro says of a faulty one in a box is one line here."""
-    said, options = io.StringIO(), {} if default is None else {"default": default}
+    said = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
             return _with_homes(tyro.cli(kind, prog=prog, args=argv, **options))
@@ -52,7 +53,7 @@ def parse(kind: type[_Any], argv: list[str], prog: str, default: _Any | None = N
         raise
 
 
-def _with_homes(command: _Any) -> _Any:
+def _with_homes(command: _Kind) -> _Kind:
     """Return the command with ~ in its paths as the home folder it stands for, as data and prior have it."""
     paths = {f.name: value for f in fields(command) if isinstance(value := getattr(command, f.name), Path)}
     try:

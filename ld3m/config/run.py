@@ -5,6 +5,7 @@ from typing import Literal
 
 from ld3m.config.checks import check_count
 from ld3m.config.fields import Settings
+from ld3m.errors import ConfigError
 
 _MOST = {"resolution": 16_384, "latent_size": 4_096, "width": 65_536, "steps": 1_000}
 
@@ -41,6 +42,8 @@ class RunConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts("ipc", "resolution")
+        if abs(self.seed) >= 2**63:
+            raise ConfigError("seed is a whole number of at most 63 bits; choose a smaller one")
 
     def check_counts(self, *names: str) -> None:
         """Raise unless each of these settings is a whole number from 1 on, or left open."""

@@ -165,7 +165,7 @@ def would_read(source: object, folder: Path) -> bool:
     """Whether what is written into a folder becomes part of a source."""
     if not isinstance(source, str | os.PathLike) or source == "builtin":
         return False
-    path = expanded(source, "data", DataError)
+    path = expanded(os.fspath(source), "data", DataError)
     if not is_there(path, DataError) or not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
         return False
     return image_folder.would_read(path, folder)
@@ -178,7 +178,7 @@ def _open(source: object, decode_items: Decode) -> Source:
         return read_builtin()
     if str(source).startswith("hf:"):
         return read_object(_from_hub(str(source)[3:]), decode_items)
-    path = expanded(source, "data", DataError)
+    path = expanded(os.fspath(source), "data", DataError)
     try:
         if not is_there(path, DataError):
             raise DataError(f"there is no data {str(source)!r}; expected 'builtin', 'hf:NAME', a folder or an archive")

@@ -23,7 +23,7 @@ from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
-from ld3m.runtime.reading import checked, clear_read_errors, mapping, shown_text, whole
+from ld3m.runtime.reading import clear_read_errors, shown, shown_text
 from ld3m.runtime.storage import metadata_of, require_writable, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -208,9 +208,11 @@ def _check(path: Path, plan: nn.Module, wanted: dict[str, str]) -> int:
             raise ConfigError(
                 f"{path} is of other settings: {'; '.join(different)}; choose another folder, or the settings it is of"
             )
-        about = {"epochs": int(found["epochs"]) if found.get("epochs", "").isdecimal() else None}
-        checked(about, mapping({"epochs": whole(1, 10**6)}), source=str(path), remedy=_AGAIN)
-        epochs, stored = about["epochs"], set(file.keys())
+        if not found.get("epochs", "").isdecimal():
+            raise CheckpointError(
+                f"{path} should say how many epochs it has, got {shown(found.get('epochs'))}; {_AGAIN}"
+            )
+        epochs, stored = int(found["epochs"]), set(file.keys())
         for epoch in range(epochs + 1):
             for name, parameter in plan.named_parameters():
                 key = f"{epoch:03d}/{name}"

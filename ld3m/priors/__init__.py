@@ -8,6 +8,7 @@ import torch
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
 from ld3m.priors.checkpoint_facts import require_noise_prediction
+from ld3m.priors.configurations import built
 from ld3m.priors.frozen import ExecutionConfig
 from ld3m.priors.random import NAMES as RANDOM_NAMES
 from ld3m.priors.stylegan import StyleGAN, load_stylegan
@@ -60,7 +61,7 @@ def load_prior(
         return prior
     from ld3m.priors.noise_check import warn_of_doubts
 
-    return warn_of_doubts(prior)
+    return built(source, lambda: warn_of_doubts(prior))  # the first time that it runs
 
 
 def _load(source: str, config: Path | None, dtype: torch.dtype, device: torch.device) -> Prior:
