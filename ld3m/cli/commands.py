@@ -34,7 +34,7 @@ _TITLES = (
     "Invalid choice", "Invalid value", "Missing arguments", "Parsing error", "Required options", "Unrecognized options",
     "Value error",
 )  # fmt: skip
-_FRAME = re.compile(r"[\u2500-\u257f]+|^[|+-]+|[|+-]+$")
+_FRAME = re.compile(r"[\u2500-\u257f]+|-{5,}|^[|+]+|[|+]+$")
 
 
 def parse(kind: type[_Kind], argv: list[str], prog: str, default: _Kind | None = None) -> _Kind:

@@ -38,8 +38,10 @@ def check_epochs(value: object, argument: str) -> None:
 
 def check_positive(value: float, argument: str) -> None:
     """Raise unless a number is above 0 and finite, in single precision too."""
-    if not 0 < value <= _LARGEST:
-        raise ConfigError(f"{argument} is a number above 0 and at most {_LARGEST:g}, got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{argument} is a number above 0, got {value!r}")
+    if value > _LARGEST:
+        raise ConfigError(f"{argument} is a number of at most {_LARGEST:g}, got {value!r}")
 
 
 def check_finite(value: float, argument: str) -> None:

@@ -7,7 +7,7 @@ from ld3m.config.checks import check_count
 from ld3m.config.fields import Settings
 from ld3m.errors import ConfigError
 
-_MOST = {"resolution": 16_384, "latent_size": 4_096, "width": 65_536, "steps": 1_000}
+_MOST = {"resolution": 16_384, "latent_size": 4_096, "width": 65_536}
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 

@@ -18,7 +18,7 @@ Cell = tuple[float, float] | None  # mean and standard deviation
 # What a file of an evaluation holds, as far as it is used again; null for what could not be measured.
 _PERCENT, _NAME = optional(number(0, 100)), text(300)
 _ANY_NUMBER = optional(number(-1e6, 1e6))
-_SUMMARY = mapping({"values": listing(optional(number(-1, 100))), "mean": _ANY_NUMBER, "std": _ANY_NUMBER})
+_SUMMARY = mapping({"values": listing(optional(number(-1, 100)))}, {"mean": _ANY_NUMBER, "std": _ANY_NUMBER})
 _ROW = mapping(
     {
         "set": _NAME,
@@ -28,7 +28,7 @@ _ROW = mapping(
         "std": _PERCENT,
     },
     {
-        "best_epoch": mapping({"accuracies": listing(_PERCENT, 1), "mean": _PERCENT, "std": _PERCENT}),
+        "best_epoch": mapping({"mean": _PERCENT, "std": _PERCENT}, {"accuracies": listing(_PERCENT, 1)}),
         "teacher": _NAME,
         "lrs": _SUMMARY,
         "ars": _SUMMARY,
@@ -139,7 +139,7 @@ class Report:
         Raises:
             CheckpointError: the text is something else.
         """
-        content = parse_json(text, REPORT, source="the JSON of an evaluation", remedy="evaluate again")
+        content = parse_json(text, REPORT, source="this is not the JSON of an evaluation", remedy="evaluate again")
         content.pop("unseen")  # follows from the rows
         return cls(content.pop("rows"), content.pop("protocol"), content.pop("distilled_with"), content)
 
