@@ -59,7 +59,7 @@ def check_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
     if resume and not is_taken:
         raise ConfigError(f"{out} is empty: no training was begun there; leave --resume out to start one")
     if is_taken:
-        stored = read_json(path, _STORED, remedy="restore it, or train in another --out", error=ConfigError)
+        stored = read_json(path, _STORED, remedy="restore it, or train in another --out")
         changed = [
             f"{key} {stored.get(key)!r} → {value!r}"
             for key, value in settings.items()

@@ -64,7 +64,7 @@ _ROW = mapping(
 )
 _RECIPE = mapping({"epochs": whole(1, 10**9)})
 _PROTOCOL = {"dtype": _NAME, "tested": whole(1, 10**9), "labels": one_of(*FILES), "deviations": listing(text())}
-_LOWERED = mapping_of(number(0, 1e6))
+_RATE = number(0, 1e300)
 
 
 def _rates(value: object) -> Misfit | None:
@@ -72,10 +72,10 @@ def _rates(value: object) -> Misfit | None:
     protocol = cast("dict[str, Any]", value)
     if not protocol.get("lowered"):
         return None
-    misfit = _LOWERED(protocol["lowered"])
+    misfit = mapping_of(_RATE)(protocol["lowered"])
     if misfit is not None:
         return misfit.below("lowered")
-    recipe = mapping({"rate": number(0, 1e6)})
+    recipe = mapping({"rate": _RATE})
     return mapping({"recipes": mapping(dict.fromkeys(protocol["lowered"], recipe))})(protocol)
 
 

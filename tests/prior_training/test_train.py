@@ -307,9 +307,10 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"steps": 5', r"training.json cannot be read as JSON \(.+\); restore it"),
-        (b"\xff\xfe", r"training.json cannot be read as JSON \(.+\); restore it"),
-        (b"[5]", "training.json must hold a JSON object, got list; restore it"),
+        (b'{"steps": 5', r"training.json is damaged: it is not JSON \(.+\); restore it"),
+        (b"\xff\xfe", r"training.json is damaged: it is not UTF-8 text \(.+\); restore it"),
+        (b"[5]", r"training.json: expected an object of names and values, got \[5\]; restore it"),
+        (b'{"steps": "5"}', "training.json: steps is a whole number from 0 to 1,000,000,000, got '5'; restore it"),
     ],
 )
 def test_damaged_settings_of_a_training_are_named(tmp_path, content, message):
@@ -461,5 +462,5 @@ def test_samples_follow_their_generator_and_class(trained):
 def test_the_progress_names_both_phases(go, tmp_path, capsys):
     go(tmp_path / "out", progress=True)
     bars = capsys.readouterr().err
-    assert re.search(r"first-stage: 100%.+5/5", bars)
-    assert re.search(r"denoiser: 100%.+5/5", bars)
+    assert re.search(r"first-stage: 5 of 5", bars)
+    assert re.search(r"denoiser: 5 of 5", bars)
