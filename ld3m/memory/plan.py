@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ld3m.errors import ConfigError
+from ld3m.runtime.reading import shown
 
 if TYPE_CHECKING:
     from ld3m.memory.diffusion import DiffusionPlanner
@@ -96,7 +97,7 @@ def parse_bytes(text: str | int) -> int:
     number, unit, is_binary = match.groups() if match else ("0", "", "")
     count = int(float(number) * (1024 if is_binary else 1000) ** _UNITS.index(unit.upper()))
     if count < 1:
-        raise ConfigError(f'memory_budget is a size such as "8GB" or a number of bytes, got {str(text)[:40]!r}')
+        raise ConfigError(f'memory_budget is a size such as "8GB" or a number of bytes, got {shown(text)}')
     return count
 
 

@@ -202,7 +202,7 @@ def test_the_bar_counts_trainings(toy, result, brief, monkeypatch, capsys):
     monkeypatch.setattr(comparison, "train_and_test", lambda *_, **__: [[50.0]])
     evaluate(result, toy, protocol=brief, networks=["ConvNet-w0.06"], repeats=2, progress=True)
     shown = capsys.readouterr()
-    assert "6/6" in shown.err and shown.out == ""
+    assert "6 of 6" in shown.err and shown.out == ""
 
 
 def test_unequal_numbers_of_images_are_met_by_the_baselines(toy, brief, monkeypatch):

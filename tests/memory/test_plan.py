@@ -344,7 +344,7 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
     state = running._state()
     learnt = list(running.parameters.values())
     always_there = [*learnt, *(p.grad for p in learnt), *state.values()]
-    always_there += [running.optimiser.state[p]["momentum_buffer"] for p in learnt]
+    always_there += [running.optimizer.state[p]["momentum_buffer"] for p in learnt]
     for module in (*tiny_prior.modules(), objective._network):
         always_there += [*module.parameters(), *module.buffers()]
     resident = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in always_there}.values())
