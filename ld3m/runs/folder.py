@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ld3m import __version__
 from ld3m.config import Config, ResolvedDistillConfig, ResolvedSampleConfig, Settings, build, read_yaml, to_yaml
-from ld3m.config.checks import is_count
 from ld3m.errors import CheckpointError, ConfigError
+from ld3m.runs.edits import edits, settings_in
 from ld3m.runtime.locks import make_parent
-from ld3m.runtime.reading import clear_read_errors, is_there, mapping, parse_json, shown
+from ld3m.runtime.reading import clear_read_errors, is_there
 from ld3m.runtime.storage import (
     clear_write_errors,
     is_temporary,
@@ -59,8 +59,8 @@ _PLACES = ("images/*", "evaluations", *_REUSED)  # where a run writes, beside th
 _ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 _EDITED = "Restore it as the run wrote it, or start anew with another --out or --overwrite"
-_Checkpoint = tuple[Path, dict[str, Tensor], dict[str, str]]
 _DAMAGED = "restore it from a copy, or start again with --overwrite"
+_Checkpoint = tuple[Path, dict[str, Tensor], dict[str, str]]  # file, tensors, metadata
 
 
 def settings_path(folder: Path) -> Path:
@@ -166,7 +166,7 @@ class RunFolder:
                 self._require_same_sources(config, about)
             else:
                 self._begin(to_yaml(config, data=data), [name for name in _REUSED if getattr(config, name, None)])
-            self._said = _settings_in(self.path)
+            self._said = settings_in(self.path / CONFIG)
         except BaseException as error:
             self._owned.__exit__(type(error), error, error.__traceback__)
             raise
@@ -234,23 +234,11 @@ class RunFolder:
 
         More iterations, and another place of what has its fingerprint in the checkpoint, are no such change.
         """
-        if "settings" not in about or about["settings"] == (found := _settings_in(self.path)):
-            return
-        check = mapping({})
-        before, now = (parse_json(one, check, source="settings", remedy=_DAMAGED) for one in (about["settings"], found))
         free = {"data", *(name for name, source in SOURCES.items() if source in about)}
-        if is_count(before.get("iterations")) and is_count(now.get("iterations"), before["iterations"]):
-            free.add("iterations")
-        names = sorted(
-            name
-            for name in before.keys() | now.keys()
-            if name not in free and before.get(name, ...) != now.get(name, ...)
-        )
-        if not names:
-            return
-        changed = ", ".join(f"{name} {_shown(before, name)} → {_shown(now, name)}" for name in names[:5])
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise ConfigError(f"{CONFIG} in {self.path} was cut or edited since the run began: {changed}{more}. {_EDITED}")
+        if "settings" in about and (
+            changed := edits(about["settings"], settings_in(self.path / CONFIG), free, _DAMAGED)
+        ):
+            raise ConfigError(f"{CONFIG} in {self.path} was cut or edited since the run began: {changed}. {_EDITED}")
 
     def _require_same_sources(self, config: Settings, stored: Mapping[str, str]) -> None:
         """Refuse a prior and the like that are not those the run began with; note where those that moved are now."""
@@ -279,7 +267,7 @@ class RunFolder:
         settings = to_yaml(config, data=data)
         if settings != (self.path / CONFIG).read_text(encoding="utf-8"):
             write_text(self.path / CONFIG, settings)
-            self._said = _settings_in(self.path)
+            self._said = settings_in(self.path / CONFIG)
 
     def drop_evaluations(self) -> None:
         """Remove evaluations of other images than those that are about to be saved."""
@@ -381,15 +369,6 @@ class RunFolder:
             is_there = False
         if not is_there:
             write_json(path, text)
-
-
-def _settings_in(folder: Path) -> str:
-    """Return what config.yaml says, for the checkpoint."""
-    return json.dumps(read_yaml(folder / CONFIG), sort_keys=True, default=str)
-
-
-def _shown(settings: Mapping[str, object], name: str) -> str:
-    return shown(settings[name]) if name in settings else "not said"
 
 
 def _iteration_of(line: str) -> int | None:
