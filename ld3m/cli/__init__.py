@@ -1,12 +1,15 @@
 """The command line: each command does what a function of the package does; `ld3m sample` is `sample_dataset`."""
 
+import contextlib
 import difflib
+import io
 import logging
+import os
 import sys
 from dataclasses import MISSING, fields
 
 from ld3m import __version__
-from ld3m.cli.commands import Command
+from ld3m.cli.commands import Command, one_line
 from ld3m.cli.completion import CompletionCommand
 from ld3m.cli.doctor import DoctorCommand
 from ld3m.cli.evaluate import EvaluateCommand
@@ -39,33 +42,14 @@ _TITLES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error with a message, 130 when interrupted, 143 or 129 by SIGTERM or SIGHUP."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    _open_streams()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ld3m").setLevel(logging.INFO)
-    if argv[:1] == ["prior"]:
-        argv = [" ".join(argv[:2]), *argv[2:]]
-    if argv[:1] == ["--version"]:
-        print(f"ld3m {__version__}")
-        return 0
-    if argv[:1] == ["help"]:
-        return main([*argv[1:], "--help"])
-    name = argv[0] if argv else ""
-    group = name.removesuffix("--help").removesuffix("-h").strip()
-    if group in _TITLES:
-        print(_usage(group))
-        return 0
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        print(f"ld3m: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
-        return 2
-    return _call(name, argv[1:])
-
-
-def _call(name: str, argv: list[str]) -> int:
     with Interrupts() as interrupts:
         try:
-            status = _status(name, argv)
+            status = _status(sys.argv[1:] if argv is None else argv, interrupts)
             if not status or not interrupts.has_come:
                 return status
         except KeyboardInterrupt:
@@ -77,22 +61,90 @@ def _call(name: str, argv: list[str]) -> int:
         return interrupts.status
 
 
-def _status(name: str, argv: list[str]) -> int:
+def _status(argv: list[str], interrupts: Interrupts) -> int:
+    """Run a command; say on one line what it is refused for."""
     try:
-        COMMANDS[name][0].call(argv, f"ld3m {name}")
+        status = _dispatch(argv)
+        sys.stdout.flush()
     except Ld3mError as error:
-        print(f"ld3m: error: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        from ld3m.runtime.devices import is_out_of_memory
-
-        if not is_out_of_memory(error):
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader has gone, such as `head`; nothing is left to be said to it
+        _drop_output()
+        if interrupts.has_come:
             raise
+        return 0
+    except (RuntimeError, MemoryError, OSError) as error:
+        if interrupts.has_come:
+            raise
+        return _explain(error)
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Run what the first words name."""
+    if argv[:1] == ["prior"]:
+        argv = [" ".join(argv[:2]), *argv[2:]]
+    if argv[:1] == ["--version"]:
+        print(f"ld3m {__version__}")
+        return 0
+    if argv[:1] == ["help"]:
+        return _dispatch([*argv[1:], "--help"])
+    name = argv[0] if argv else ""
+    group = name.removesuffix("--help").removesuffix("-h").strip()
+    if group in _TITLES:
+        print(_usage(group))
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"ld3m: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    COMMANDS[name][0].call(argv[1:], f"ld3m {name}")
+    return 0
+
+
+def _explain(error: RuntimeError | MemoryError | OSError) -> int:
+    """Say on one line what the machine refused; any other error is one of the program's own, and is raised."""
+    from ld3m.runtime.devices import is_out_of_memory
+
+    if is_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or "there is no more"
         remedy = "lower a batch or the resolution, or take dtype bfloat16 where the command has it"
-        print(f"ld3m: error: out of memory ({reason}); {remedy}", file=sys.stderr)
-        return 2
-    return 0
+        return _fail(f"out of memory ({reason}); {remedy}")
+    if not isinstance(error, OSError):
+        raise error
+    _drop_output()
+    where = f" {error.filename}" if error.filename else ""
+    reason = error.strerror or error
+    return _fail(f"the system refused{where}: {reason}; check the path, its permissions and the room on the disk")
+
+
+class _Plain(logging.Formatter):
+    """Messages without control characters: they name files, whose names may have them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(one_line, super().format(record).split("\n")))  # a traceback has several
+
+
+def _fail(message: str) -> int:
+    print(f"ld3m: error: {one_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _open_streams() -> None:
+    """Make the standard streams take every character, and be there: a closed one would fail at the first line."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Point standard output nowhere: what is buffered would fail again when the interpreter flushes it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(group: str = "") -> str:

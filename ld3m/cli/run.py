@@ -1,6 +1,7 @@
 """The commands that make a run: settings from a file, the stored run and the command line; then the run itself."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -9,8 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ld3m.cli.commands import Command, Flat, Positional
-from ld3m.cli.form import read_command
+from ld3m.cli.commands import Command, Flat, Positional, parse
 from ld3m.config import DistillConfig, RunConfig, SampleConfig, build, read_yaml
 from ld3m.errors import ConfigError
 
@@ -53,7 +53,7 @@ class RunCommand(Command):
         base = cls()
         base = replace(base, settings=build(file, base.settings))
         # With the file's or the run's values as defaults, what differs was said on the command line.
-        parsed = read_command(cls, argv, prog, base)
+        parsed = parse(cls, argv, prog, base)
         pairs = {
             f.name: (getattr(parsed.settings, f.name), getattr(base.settings, f.name)) for f in fields(base.settings)
         }
@@ -128,14 +128,19 @@ def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:
     except argparse.ArgumentError:  # an option without its value, which the whole command line is refused for
         return {}, None
     path = given.config
+    path = None if path is None else _home_written_out(path)
     if given.resume:
         if given.config is not None:
             raise ConfigError("config and resume exclude each other: a resumed run has its settings already")
         if given.out is None:
             raise ConfigError("resume needs --out, the folder of the run to go on with")
-        path = settings_path(given.out)
-        if not path.is_file():
+        path = settings_path(_home_written_out(given.out))
+        if not os.path.isfile(path):
             return {}, None
     settings = {} if path is None else read_yaml(path)
     data = settings.pop("data", None)
     return settings, None if data is None else str(data)
+
+
+def _home_written_out(path: Path) -> Path:
+    return Path(os.path.expanduser(path))

@@ -10,6 +10,8 @@ from typing import TypeGuard
 
 from ld3m.errors import ConfigError, Ld3mError
 
+_LARGEST = 1e30  # float32 ends at 3.4e38, and squares and sums are taken of it
+
 
 def one_of(value: object, argument: str, valid: Iterable[str]) -> None:
     """Raise unless `value` is one of the valid names; the nearest one is suggested."""
@@ -25,10 +27,12 @@ def is_count(value: object, least: int = 1, most: float = math.inf) -> TypeGuard
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def check_count(value: object, argument: str, least: int = 1, reason: str = "") -> None:
-    """Raise unless a value is a whole number from `least` on; the reason for the limit is added to the message."""
+def check_count(value: object, argument: str, least: int = 1, reason: str = "", most: int = 10**9) -> None:
+    """Raise unless a value is a whole number within bounds; the reason for the lower one is added to the message."""
     if not is_count(value, least):
         raise ConfigError(f"{argument} is a whole number, at least {least}{reason}; got {value!r}")
+    if value > most:
+        raise ConfigError(f"{argument} is a whole number, at most {most:,}; got {value if value < 10**20 else 'more'}")
 
 
 def check_steps(value: object, least: int = 1, error: type[Ld3mError] = ConfigError) -> None:
@@ -43,9 +47,11 @@ def check_epochs(value: object, argument: str) -> None:
 
 
 def check_positive(value: float, argument: str) -> None:
-    """Raise unless a number is above 0 and finite."""
+    """Raise unless a number is above 0 and finite, in single precision too."""
     if not (value > 0 and math.isfinite(value)):
         raise ConfigError(f"{argument} is a number above 0, got {value!r}")
+    if value > _LARGEST:
+        raise ConfigError(f"{argument} is a number of at most {_LARGEST:g}, got {value!r}")
 
 
 def check_above_zero(**values: float) -> None:
@@ -56,8 +62,8 @@ def check_above_zero(**values: float) -> None:
 
 
 def check_finite(value: float, argument: str, error: type[Ld3mError] = ConfigError) -> None:
-    """Raise for NaN and infinite numbers."""
-    if not math.isfinite(value):
+    """Raise for NaN and infinite numbers, and those that are so in single precision."""
+    if not (math.isfinite(value) and abs(value) <= _LARGEST):
         raise error(f"{argument} is a finite number, got {value!r}")
 
 

@@ -12,8 +12,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
+from ld3m.config import bounded_yaml
 from ld3m.config.checks import one_of
 from ld3m.errors import ConfigError
+
+_MAX_BYTES = 2**20
+_SHOWN, _MAX_TEXT = 100, 4096
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Settings:
             value: Any = getattr(self, field.name)
             if issubclass(type(value), list):
                 object.__setattr__(self, field.name, tuple(value))
+            if isinstance(value, str) and ("\0" in value or len(value) > _MAX_TEXT):
+                raise ConfigError(f"{field.name} is a text of at most {_MAX_TEXT:,} characters, none of them a NUL")
             if value is not None and (choices := choices_of(field.type)):
                 one_of(value, field.name, choices)
 
@@ -56,10 +62,10 @@ def build(settings: Mapping[str, object], base: Config) -> Config:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             kind = type(base).__name__.removeprefix("Resolved").removesuffix("Config").lower()
-            raise ConfigError(f"{name!r} is not a setting of {kind}{hint}")
+            raise ConfigError(f"{name[:_SHOWN]!r} is not a setting of {kind}{hint}")
         value = checked[name] = _number(_plain(given), known[name])
         if not fits(value, known[name]):
-            raise ConfigError(f"{name} is {_spelled(known[name])}, got {value!r}")
+            raise ConfigError(f"{name} is {_spelled(known[name])}, got {_shortened(value)}")
     return replace(base, **checked)
 
 
@@ -72,11 +78,19 @@ def differences(stored: Config, given: Config) -> list[str]:
 def read_yaml(path: Path) -> dict[str, object]:
     """Read settings from a YAML file of plain values; nothing in it is executed."""
     try:
-        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} cannot be read ({error}); check the path") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not plain YAML: {' '.join(str(error).split())[:200]}") from error
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise ConfigError(f"config {path} is no file but a device or a pipe; check the path")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"config {path} is no file of settings: it has more than {_MAX_BYTES:,} bytes")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read ({error.strerror or error}); check the path") from error
+    except ValueError as error:  # not UTF-8, or a NUL in the path
+        if isinstance(error, ConfigError):
+            raise
+        shown = str(path).replace("\0", "\\0")
+        raise ConfigError(f"config {shown} cannot be read ({error}); check the path") from error
+    content = bounded_yaml.parse(text, f"config {path}")
     if not isinstance(content, dict):
         raise ConfigError(f"config {path} holds names and values (name: value), got {type(content).__name__}")
     settings = cast("dict[object, object]", content)
@@ -127,6 +141,14 @@ def _number(value: object, annotation: object) -> object:
         with contextlib.suppress(ValueError):
             return float(value)
     return value
+
+
+def _shortened(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _is_union(annotation: object) -> bool:

@@ -5,6 +5,9 @@ from typing import Literal
 
 from ld3m.config.checks import check_count, one_of
 from ld3m.config.fields import Settings
+from ld3m.errors import ConfigError
+
+_MOST = {"resolution": 16_384, "latent_size": 4_096, "width": 65_536}
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 BIT_RANGES = ("auto", "8", "10", "12", "14", "16", "minmax")  # what `ld3m.data.load` maps deep pictures by
@@ -50,9 +53,11 @@ class RunConfig(Settings):
         super().__post_init__()
         self.check_counts("ipc", "resolution")
         check_bit_range(self.bit_range)
+        if abs(self.seed) >= 2**63:
+            raise ConfigError("seed is a whole number of at most 63 bits; choose a smaller one")
 
     def check_counts(self, *names: str) -> None:
         """Raise unless each of these settings is a whole number from 1 on, or left open."""
         for name in names:
             if (value := getattr(self, name)) is not None:
-                check_count(value, name)
+                check_count(value, name, most=_MOST.get(name, 10**9))

@@ -7,6 +7,7 @@ exception is the MNIST family: 28 × 28 grey pictures at resolution 32 get a bla
 source they come from.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -164,6 +165,8 @@ def allocate(count: int, resolution: int, cache: str | Path | None) -> np.ndarra
                 f"name a folder with more room in {where}"
             )
         with tempfile.TemporaryFile(dir=folder) as file:
-            return np.memmap(file, np.uint8, "w+", shape=shape)
+            if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end in a signal
+                os.posix_fallocate(file.fileno(), 0, needed)
+            return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise DataError(f"the images cannot be kept in {folder} ({error}); name another folder in {where}") from error

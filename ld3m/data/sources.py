@@ -20,6 +20,8 @@ from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
 from ld3m.data.tensors import Decode, read_object
 from ld3m.errors import DataError
+from ld3m.runtime.devices import is_out_of_memory
+from ld3m.runtime.reading import expanded, is_there, shown_text
 
 logger = logging.getLogger(__name__)
 _HOLDOUT = 0.1
@@ -164,8 +166,8 @@ def would_read(source: object, folder: Path) -> bool:
     """Whether what is written into a folder becomes part of a source."""
     if not isinstance(source, str | os.PathLike) or source == "builtin":
         return False
-    path = Path(source).expanduser()
-    if not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
+    path = expanded(os.fspath(source), "data", DataError)
+    if not is_there(path, DataError) or not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
         return False
     return image_folder.would_read(path, folder)
 
@@ -177,9 +179,9 @@ def _open(source: object, decode_items: Decode) -> Source:
         return read_builtin()
     if str(source).startswith("hf:"):
         return read_object(_from_hub(str(source)[3:]), decode_items)
-    path = Path(source).expanduser()
+    path = expanded(os.fspath(source), "data", DataError)
     try:
-        if not path.exists():
+        if not is_there(path, DataError):
             raise DataError(f"there is no data {str(source)!r}; expected 'builtin', 'hf:NAME', a folder or an archive")
         return next(read for is_kind, read in _READERS if is_kind(path))(path)
     except OSError as error:
@@ -187,14 +189,19 @@ def _open(source: object, decode_items: Decode) -> Source:
 
 
 def _from_hub(name: str) -> object:
+    if not name.strip("/ "):
+        raise DataError("data 'hf:' names no data set; expected 'hf:NAME' or 'hf:OWNER/NAME'")
     try:
         import datasets  # an extra
     except ImportError as error:
         raise DataError(f"data 'hf:{name}' needs Hugging Face datasets: pip install 'ld3m[data]'") from error
     try:
         return datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"data 'hf:{name}' cannot be loaded: {error}") from error
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        if is_out_of_memory(error):
+            raise
+        reason = shown_text(" ".join(str(error).split()) or type(error).__name__, 300)
+        raise DataError(f"data 'hf:{name}' cannot be loaded: {reason}; check its name") from error
 
 
 def _image_set(items: Items, class_names: tuple[str, ...], split_name: str, decode_items: Decode) -> ImageSet:

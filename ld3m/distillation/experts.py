@@ -25,9 +25,11 @@ from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.progress import progress_bar
+from ld3m.runtime.reading import clear_read_errors, shown, shown_text
 from ld3m.runtime.storage import metadata_of, owning, require_writable, save_tensors, sweep
 
 logger = logging.getLogger(__name__)
+_AGAIN = "delete the file and train it again"
 
 
 def train_experts(
@@ -132,6 +134,8 @@ class Experts:
             )
         with _opened(self.files[expert]) as file:
             start, target = ([file.get_tensor(f"{at:03d}/{name}") for name in self.names] for at in (start_epoch, last))
+        if not all(t.is_floating_point() and bool(t.isfinite().all()) for t in (*start, *target)):
+            raise CheckpointError(f"{self.files[expert]} holds values that are no finite numbers; {_AGAIN}")
         return start, target
 
 
@@ -203,11 +207,15 @@ def _describe(plan: nn.Module, network: str, **size: int) -> dict[str, str]:
 def _check(path: Path, plan: nn.Module, wanted: dict[str, str]) -> int:
     """Return the number of epochs of an expert, after comparing its settings and the shapes of its tensors."""
     with _opened(path) as file:
-        found = metadata_of(file)
+        found = metadata_of(file, path)
         different = [f"{k} is {found.get(k, 'not said')}, asked {v}" for k, v in wanted.items() if found.get(k) != v]
         if different:
             raise ConfigError(
                 f"{path} is of other settings: {'; '.join(different)}; choose another folder, or the settings it is of"
+            )
+        if not found.get("epochs", "").isdecimal():
+            raise CheckpointError(
+                f"{path} should say how many epochs it has, got {shown(found.get('epochs'))}; {_AGAIN}"
             )
         epochs, stored = int(found["epochs"]), set(file.keys())
         for epoch in range(epochs + 1):
@@ -225,7 +233,9 @@ def _check(path: Path, plan: nn.Module, wanted: dict[str, str]) -> int:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); delete the file and train it again") from error
+        with clear_read_errors(path):
+            open(path, "rb").close()  # safetensors calls every failure "No such file"
+            with safe_open(path, framework="pt") as file:
+                yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({shown_text(str(error))}); {_AGAIN}") from error

@@ -87,6 +87,7 @@ def distill(
         if is_new:
             job.folder.drop_evaluations()
         result.save(job.folder.path)
+        job.folder.forget_previous()
         draw_curves(job.folder.path)
         del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation
         release_memory(run.device)
@@ -170,8 +171,8 @@ class _Loop:
         try:
             with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
                 return self.objective.backward(iteration)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error, self.plan.peak_bytes if self.plan else 0):
                 raise
             logger.debug("iteration %d", iteration, exc_info=error)
         return None
@@ -207,6 +208,12 @@ class _Loop:
 
     @torch.no_grad()
     def _restore(self, folder: Path, iteration: int, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise CheckpointError(
+                    f"the checkpoint in {folder} is damaged: its {name} holds NaN or infinite values; restore it from "
+                    "a copy, or start again with --overwrite"
+                )
         for name, parameter in self.parameters.items():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise CheckpointError(
@@ -214,12 +221,11 @@ class _Loop:
                     "data or prior changed since. Start again with --overwrite"
                 )
             parameter.copy_(tensors[name])
-            if f"momentum/{name}" in tensors:
-                buffer = tensors[f"momentum/{name}"].to(parameter)
-                self.optimizer.state[parameter] = {"momentum_buffer": buffer}
-        if _BUDGET in tensors and self.plan is not None:
+            if (buffer := tensors.get(f"momentum/{name}")) is not None and buffer.shape == parameter.shape:
+                self.optimizer.state[parameter] = {"momentum_buffer": buffer.to(parameter)}
+        if _BUDGET in tensors and tensors[_BUDGET].numel() == 1 and self.plan is not None:
             self._apply_plan(self.plan.within(int(tensors[_BUDGET])))
-        self.iteration = iteration
+        self.iteration = min(iteration, self.job.config.iterations)
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
 
 

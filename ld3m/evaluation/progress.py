@@ -1,17 +1,36 @@
 """Finished trainings of an evaluation, kept in the run's folder: an interrupted one goes on where it was."""
 
-import json
 import logging
 from collections.abc import Collection
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any, cast
 
-from ld3m.evaluation.divergence import Accuracies
+from ld3m.errors import CheckpointError
+from ld3m.evaluation.divergence import MOST_HALVINGS, Accuracies
 from ld3m.evaluation.runner import Training
 from ld3m.runs.folder import EVALUATION_PROGRESS
+from ld3m.runtime.reading import Misfit, anything, listing, mapping_of, number, optional, read_json, text, whole
 from ld3m.runtime.storage import write_json
 
 logger = logging.getLogger(__name__)
+_ACCURACIES = optional(listing(number(0, 100), 1))  # null where the training diverged
+_TRAINING = (text(300), text(300), whole(0, 10**6), text(100), whole(0, MOST_HALVINGS))  # as `Training` has them
+
+
+def _row(value: object) -> Misfit | None:
+    """Check a training and its accuracies."""
+    if (misfit := listing(anything, 2, 2)(value)) is not None:
+        return misfit
+    training, accuracies = cast("list[Any]", value)
+    if (misfit := listing(anything, 4, len(_TRAINING))(training)) is not None:
+        return misfit.below(0)
+    found = ((k, check(part)) for k, (check, part) in enumerate(zip(_TRAINING, training, strict=False)))
+    faults = [misfit.below(k).below(0) for k, misfit in found if misfit]
+    return faults[0] if faults else _ACCURACIES(accuracies)
+
+
+_PROGRESS = mapping_of(listing(_row))
 
 
 class Progress:
@@ -55,7 +74,7 @@ class Progress:
         if not self.path or not self.path.is_file():
             return {}
         try:
-            return dict(json.loads(self.path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            logger.warning("%s is damaged (%s): its trainings are run again", self.path, error)
+            return read_json(self.path, _PROGRESS, remedy="its trainings are run again")
+        except CheckpointError as error:
+            logger.warning("%s", error)
             return {}

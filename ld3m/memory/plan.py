@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ld3m.errors import ConfigError
+from ld3m.runtime.reading import shown
 
 if TYPE_CHECKING:
     from ld3m.memory.diffusion import DiffusionPlanner
@@ -92,11 +93,11 @@ class Plan:
 
 def parse_bytes(text: str | int) -> int:
     """Read "8GB", "500 MB", "2GiB" or a number of bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
     number, unit, is_binary = match.groups() if match else ("0", "", "")
     count = int(float(number) * (1024 if is_binary else 1000) ** _UNITS.index(unit.upper()))
     if count < 1:
-        raise ConfigError(f'memory_budget is a size such as "8GB" or a number of bytes, got {text!r}')
+        raise ConfigError(f'memory_budget is a size such as "8GB" or a number of bytes, got {shown(text)}')
     return count
 
 

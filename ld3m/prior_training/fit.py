@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
-from ld3m.priors.weight_files import read_json
 from ld3m.runs import pictures
 from ld3m.runs.folder import is_empty
 from ld3m.runtime.progress import progress_bar
+from ld3m.runtime.reading import listing, mapping, number, parse_json, read_json, whole
 from ld3m.runtime.storage import load_tensors, owning, require_free, save_tensors, sweep, write_json
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,9 @@ _LOG_EVERY, _WARM_UP = 20, 200
 _CHECKPOINT_SECONDS = 30.0
 _SETTINGS = "training.json"
 _MAY_GROW = ("steps",)  # of the last phase: what is trained by the others, it builds on
+_PROGRESS = mapping({"step": whole(0, 10**9), "losses": listing(listing(number(-1e300, 1e300), 2, 2))})
+_STORED = mapping({}, dict.fromkeys(_MAY_GROW, whole(0, 10**9)))
+_AGAIN = "remove it, and --resume trains this phase anew"
 
 
 @contextlib.contextmanager
@@ -56,7 +59,7 @@ def check_folder(out: Path, settings: Mapping[str, object], resume: bool) -> Non
     if resume and not is_taken:
         raise ConfigError(f"{out} is empty: no training was begun there; leave --resume out to start one")
     if is_taken:
-        stored = read_json(path)
+        stored = read_json(path, _STORED, remedy="restore it, or train in another --out")
         changed = [
             f"{key} {stored.get(key)!r} → {value!r}"
             for key, value in settings.items()
@@ -177,8 +180,16 @@ class Fit:
     def _restore(self) -> int:
         if not self._path.is_file():
             return 0
-        tensors, metadata = load_tensors(self._path)
-        step = int(metadata["step"])
+        tensors, metadata = load_tensors(self._path, _AGAIN)
+        about = parse_json(
+            f'{{"step": {metadata.get("step")}, "losses": {metadata.get("losses")}}}',
+            _PROGRESS,
+            source=f"the metadata of {self._path}",
+            remedy=_AGAIN,
+        )
+        step = min(about["step"], self.steps)
+        if damaged := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+            raise CheckpointError(f"{self._path} is damaged: {damaged[0]} holds NaN or infinite values; {_AGAIN}")
         with torch.no_grad():
             try:
                 for i, parameter in enumerate(self.parameters):
@@ -189,5 +200,5 @@ class Fit:
                     average.copy_(tensors[f"average/{i}"])
             except (KeyError, RuntimeError) as error:
                 raise CheckpointError(f"{self._path} is of another model ({error}); train in another --out") from error
-        self.losses = [tuple(point) for point in json.loads(metadata["losses"])]
+        self.losses = [tuple(point) for point in about["losses"]]
         return step

@@ -64,6 +64,12 @@ class PriorTraining:
                 )
         if not 0 <= self.kl_weight < math.inf:
             raise ConfigError(f"kl_weight is a weight, 0 or above, got {self.kl_weight!r}; the default is 1e-4")
+        for name in ("ch_mult", "channel_mult"):
+            if not getattr(self, name) or not all(1 <= factor <= 64 for factor in getattr(self, name)):
+                raise ConfigError(
+                    f"{name} is one factor from 1 to 64 for each level, got {list(getattr(self, name))}; the default "
+                    f"is {PriorTraining.__dataclass_fields__[name].default}"
+                )
         factor = 2 ** (len(self.ch_mult) - 1)
         if self.resolution % factor:
             raise ConfigError(

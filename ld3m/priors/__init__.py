@@ -8,10 +8,12 @@ import torch
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.priors.base import Prior
 from ld3m.priors.checkpoint_facts import require_noise_prediction
+from ld3m.priors.configurations import built
 from ld3m.priors.frozen import ExecutionConfig
 from ld3m.priors.random import NAMES as RANDOM_NAMES
 from ld3m.priors.stylegan import StyleGAN, load_stylegan
 from ld3m.runtime.devices import resolve_device, resolve_dtype
+from ld3m.runtime.reading import expanded, is_there
 
 __all__ = ["NAMES", "Execution", "ExecutionConfig", "Prior", "StyleGAN", "load_prior", "load_stylegan"]
 
@@ -48,31 +50,30 @@ def load_prior(
     device, dtype = resolve_device(device), resolve_dtype(dtype)
     if isinstance(source, Prior):
         return source.to(device=device, dtype=dtype)
-    path = Path(source).expanduser()
-    if config is not None and path.suffix in _FILES and not path.is_file():
+    path = expanded(source, "prior")
+    is_file = is_there(path, ConfigError) and path.is_file()
+    if config is not None and path.suffix in _FILES and not is_file:
         raise ConfigError(f"prior {str(source)!r} is not there; correct the path of the checkpoint")
-    if config is not None and not path.is_file():
+    if config is not None and not is_file:
         raise ConfigError(f"config goes with a CompVis or DiT checkpoint file, got the prior {str(source)!r}")
-    prior = _load(str(source), None if config is None else Path(config), dtype, device).to(device=device)
+    prior = _load(str(source), None if config is None else expanded(config, "config"), dtype, device).to(device=device)
     if str(source) in NAMES or device.type == "meta":
         return prior
     from ld3m.priors.noise_check import warn_of_doubts
 
-    return warn_of_doubts(prior)
+    return built(source, lambda: warn_of_doubts(prior))  # the first time that it runs
 
 
 def _load(source: str, config: Path | None, dtype: torch.dtype, device: torch.device) -> Prior:
     from ld3m.priors import folder, random
 
-    path = Path(source).expanduser()
+    path = expanded(source, "prior")
     if source == "builtin":
         return folder.load_folder(_EMBEDDED, dtype=dtype)
     if source.startswith("random:"):
         return random.load_random(source.removeprefix("random:"), dtype=dtype, without_weights=device.type == "meta")
-    if path.is_dir():
-        return _load_folder(path, dtype)
-    if path.is_file():
-        return _load_file(path, config, dtype)
+    if is_there(path, ConfigError):
+        return _load_folder(path, dtype) if path.is_dir() else _load_file(path, config, dtype)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _FILES:
         return _load_folder(_download(source), dtype)
     raise ConfigError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ld3m.errors import ConfigError
 
 NUM_TRAIN_STEPS = 1000
+_MAX_LEVELS, _MAX_BLOCKS = 12, 500
 
 DiffusersModule = Any  # an nn.Module of diffusers, whose parts and configuration its type does not tell
 
@@ -67,6 +68,15 @@ class LdmShape:
             raise ConfigError("a class-conditional denoiser needs a table of class embeddings")
         if self.num_heads is None and self.head_channels is None:
             raise ConfigError("attention needs num_heads or num_head_channels")
+        for name, factors in (("ch_mult", self.ch_mult), ("channel_mult", self.channel_mult)):
+            if not 1 <= len(factors) <= _MAX_LEVELS or not all(1 <= factor <= 64 for factor in factors):
+                raise ConfigError(f"{name} is 1 to {_MAX_LEVELS} factors from 1 to 64, got {list(factors)}")
+        blocks = len(self.channel_mult) * self.num_res_blocks * self.transformer_depth
+        if not 1 <= max(blocks, len(self.ch_mult) * self.first_stage_res_blocks) <= _MAX_BLOCKS:
+            raise ConfigError(f"a model has at most {_MAX_BLOCKS} blocks in all, got {blocks}; lower its depth")
+        for name in ("ch", "model_channels"):
+            if not 32 <= (value := getattr(self, name)) <= 65_536 or value % 32:
+                raise ConfigError(f"{name} is a multiple of 32, the groups of its norms, up to 65,536; got {value}")
 
     @property
     def downsample(self) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ld3m.errors import CheckpointError
 from ld3m.priors.checkpoint_facts import settings_of
+from ld3m.runtime.devices import is_out_of_memory
+from ld3m.runtime.reading import clear_read_errors, shown_text
 from ld3m.runtime.storage import load_tensors
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -43,12 +45,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a checkpoint's state dict, like `read_state`, and the settings its trainer left beside it."""
     if path.suffix == ".safetensors":
-        tensors, metadata = load_tensors(path)
+        tensors, metadata = load_tensors(path, "fetch it again")
         return _unwrapped(tensors), {key.casefold(): str(value).casefold() for key, value in metadata.items()}
+    with clear_read_errors(path):
+        open(path, "rb").close()
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError):
-        unsafe = []  # not the zip format: the load below decides
+    except Exception:  # not the zip format, or a pickle that is damaged in any way: the load below decides
+        unsafe = []
     inert = [name for name in unsafe if name.split(".")[0] in _INERT_MODULES]
     if refused := sorted(set(unsafe) - set(inert)):
         raise CheckpointError(
@@ -61,9 +65,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             warnings.simplefilter("ignore")  # torch's remarks on the pickle protocol of a file that is refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise anything
+        if is_out_of_memory(error):
+            raise
         # torch's message wraps what is wrong in advice on how to run the file's code after all.
         said = str(error).partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or str(error)
-        reason = " ".join(said.split())[:150]
+        reason = shown_text(" ".join(said.split()) or type(error).__name__, 150)
         raise CheckpointError(
             f"{path} is not a checkpoint that can be read as tensors only ({reason}); fetch it again from a source you "
             "trust, or convert it to safetensors"

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from ld3m.errors import CheckpointError, ConfigError, InputError
 from ld3m.priors.architecture import DIT_SHAPES, DiffusersModule, DiTShape, build_first_stage
 from ld3m.priors.base import Prior
+from ld3m.priors.configurations import HEADS, TRANSFORMER, built
 from ld3m.priors.diffit import with_factors_multiplied
-from ld3m.priors.folder import load_module, load_weights, read_alphas_cumprod, read_json
+from ld3m.priors.folder import checked_table, load_module, load_weights, read_alphas_cumprod, read_json
 from ld3m.priors.weight_files import read_label_names, read_weights
 
 _TABLE = "y_embedder.embedding_table.weight"
 _OWN_EMBEDDERS = ".norm1.emb."
+_MAX_LAYERS, _MAX_PATCHES = 128, 256
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of DiT-S, B, L and XL by width: the weights do not tell
 
 _NAMES = {
@@ -120,26 +122,32 @@ def load_official(path: Path, state: dict[str, Tensor], config: Path | None, *, 
     folder = path.parent if config is None else config
     first_stage = _official_first_stage(path, folder, dtype)
     state = with_factors_multiplied(state, path)
-    denoiser = _build_official(_read_config(state, path, folder))
+    config_of_weights = _read_config(state, path, folder)
+    _require_patches(config_of_weights["sample_size"], config_of_weights["patch_size"], path)
+    denoiser = built(path, lambda: _build_official(config_of_weights))
+    table = checked_table(state[_TABLE], path)
     load_weights(denoiser, _convert(state), str(path), dtype)
     _check_positions(denoiser.place_positions(), state["pos_embed"], path)
-    return _prior(path.stem, first_stage, denoiser, state[_TABLE].to(dtype), DIT_SHAPES["dit-xl2"].alphas_cumprod)
+    return _prior(path.stem, first_stage, denoiser, table.to(dtype), DIT_SHAPES["dit-xl2"].alphas_cumprod)
 
 
 def load_pipeline(folder: Path, *, dtype: torch.dtype) -> Prior:
     """Load a diffusers `DiTPipeline` folder: transformer/, vae/ and scheduler/."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    given = read_json(folder / "transformer" / "config.json")
+    path = folder / "transformer" / "config.json"
+    given = read_json(path, TRANSFORMER)
     if given.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
         raise CheckpointError(f"{folder}/transformer is no DiT: norm_type is {given['norm_type']!r}")
+    _require_patches(given["sample_size"], given.get("patch_size", 2), path)
     config = {key: given[key] for key in inspect.signature(DiTTransformer2DModel.__init__).parameters if key in given}
-    denoiser = _build_denoiser(config, freq_shift=1.0)
+    denoiser = built(path, lambda: _build_denoiser(config, freq_shift=1.0))
     table, weights = _take_embedders(read_weights(folder / "transformer"), folder)
     load_weights(denoiser, weights, f"{folder}/transformer", dtype)
     first_stage = load_module(folder / "vae", ("AutoencoderKL",), dtype)
     denoiser.place_positions()
     names = read_label_names(folder, len(table) - 1)
+    table = checked_table(table, f"{folder}/transformer")
     return _prior(folder.name, first_stage, denoiser, table.to(dtype), read_alphas_cumprod(folder), names)
 
 
@@ -185,16 +193,27 @@ def _read_config(state: dict[str, Tensor], path: Path, folder: Path) -> dict[str
             "sample_size": round(state["pos_embed"].shape[1] ** 0.5) * patch_size,
             "patch_size": patch_size,
         }
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} does not have the layout of an official DiT: {error!r}") from error
+    if not 0 < config["num_layers"] <= _MAX_LAYERS:
+        raise CheckpointError(f"{path} names block {config['num_layers'] - 1}, of a DiT with more than {_MAX_LAYERS}")
     num_heads = _num_heads(width, path, folder)
     return config | {"num_attention_heads": num_heads, "attention_head_dim": width // num_heads}
 
 
+def _require_patches(sample_size: int, patch_size: int, path: Path) -> None:
+    """Refuse a table of positions that no DiT has: it is made before any weight is compared."""
+    if not 0 < sample_size // patch_size <= _MAX_PATCHES:
+        raise CheckpointError(
+            f"{path} has latents of side {sample_size} in patches of {patch_size}, expected 1 to {_MAX_PATCHES} a "
+            "side; restore it"
+        )
+
+
 def _num_heads(width: int, path: Path, folder: Path) -> int:
     config = folder / "transformer" / "config.json"
-    heads = read_json(config).get("num_attention_heads") if config.is_file() else _HEADS.get(width)
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    heads = read_json(config, HEADS).get("num_attention_heads") if config.is_file() else _HEADS.get(width)
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or width % heads:
         raise ConfigError(
             f"{path} is {width} wide, for which the number of heads is not known; expected a divisor of it as "
             f"num_attention_heads in {config}, got {heads!r}"

@@ -15,6 +15,7 @@ from ld3m.priors.architecture import (
     scaled_linear_alphas_cumprod,
 )
 from ld3m.priors.base import Prior
+from ld3m.priors.configurations import INDEX, MODULE, SCHEDULER, built, require_buildable, side_of
 from ld3m.priors.weight_files import read_json, read_weights
 from ld3m.runtime.storage import load_tensors, save_tensors, write_json, write_text
 
@@ -35,7 +36,7 @@ def save_prior(prior: Prior, folder: Path, *, dtype: torch.dtype, betas: tuple[f
     for name, module in ((first_stage, prior.first_stage), ("unet", prior.denoiser)):
         write_text(folder / name / "config.json", module.to_json_string())  # `save_config` writes in place
         weights = {key: value.to(dtype) for key, value in module.state_dict().items()}
-        save_tensors(folder / name / "diffusion_pytorch_model.safetensors", weights, {"format": "pt"})
+        save_tensors(folder / name / "diffusion_pytorch_model.safetensors", weights, {"format": "pt"}, sealed=False)
     scheduler = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": NUM_TRAIN_STEPS,
@@ -75,7 +76,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
 
     Classes come from `class_embedding.safetensors`, or from the U-Net's own `class_embedding` table.
     """
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", INDEX)
     first_stage_name = next((name for name in _FIRST_STAGES if (folder / name).is_dir()), None)
     if first_stage_name is None or not (folder / "unet").is_dir():
         raise CheckpointError(f"{folder} needs the sub-folders unet/ and vae/ or vqvae/ of a diffusers pipeline")
@@ -83,7 +84,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
     denoiser = load_module(folder / "unet", _DENOISERS, dtype)
     denoiser, embedding = _split_classes(folder, denoiser, dtype)
     downsample = 2 ** (len(first_stage.config.block_out_channels) - 1)
-    latent_size = denoiser.config.sample_size
+    latent_size = side_of(denoiser.config.sample_size)
     return Prior(
         name=index.get("name", folder.name),
         first_stage=first_stage,
@@ -99,7 +100,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype) -> Prior:
 def _scale_factor(folder: Path, first_stage: DiffusersModule) -> float:
     """Return the factor of a first stage's latents; those of a VQModel were not scaled before its file could say so."""
     if type(first_stage).__name__ == "VQModel":
-        return read_json(folder / "config.json").get("scaling_factor", 1.0)
+        return read_json(folder / "config.json", MODULE).get("scaling_factor", 1.0)
     return first_stage.config.scaling_factor
 
 
@@ -127,18 +128,30 @@ def _split_classes(
     tensors, _ = load_tensors(path)
     if set(tensors) != {"weight"} or tensors["weight"].ndim != 2:
         raise CheckpointError(f"{path} holds one tensor 'weight' (classes + 1, dim), got {sorted(tensors)}")
-    return denoiser, nn.Embedding.from_pretrained(tensors["weight"].to(dtype))
+    return denoiser, nn.Embedding.from_pretrained(checked_table(tensors["weight"], path).to(dtype))
+
+
+def checked_table(table: Tensor, source: object) -> Tensor:
+    """Return a class table (classes + 1, dim) of finite floating-point numbers; raise for anything else."""
+    if table.ndim != 2 or not table.numel() or not table.is_floating_point() or not bool(table.isfinite().all()):
+        raise CheckpointError(
+            f"{source} has a class table {tuple(table.shape)} {table.dtype}, expected finite floating-point numbers "
+            "(classes + 1, dim); fetch it again"
+        )
+    return table
 
 
 def load_module(folder: Path, class_names: tuple[str, ...], dtype: torch.dtype) -> DiffusersModule:
     import diffusers
 
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path, MODULE)
     class_name = config.get("_class_name")
     if class_name not in class_names:
         raise CheckpointError(f"{folder}/config.json names {class_name!r}, expected {' or '.join(class_names)}")
+    require_buildable(config, path)
     with torch.device("meta"):
-        module = getattr(diffusers, class_name).from_config(config)
+        module = built(path, lambda: getattr(diffusers, class_name).from_config(config))
     load_weights(module, read_weights(folder), str(folder), dtype)
     return module
 
@@ -153,15 +166,22 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str, dty
         for key in wanted.keys() & tensors.keys()
         if tensors[key].shape != wanted[key].shape
     ]
+    faults += [
+        f"{key} is {value.dtype}, expected floating point of 16 to 64 bits"
+        for key, value in tensors.items()
+        if not value.is_floating_point() or value.itemsize < 2
+    ]
     if faults:
         listed = "; ".join(sorted(faults)[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {listed}; check its configuration")
+    if damaged := [key for key, value in tensors.items() if not bool(value.isfinite().all())]:
+        raise CheckpointError(f"{source} has weights that are NaN or infinite: {damaged[0]}; fetch them again")
     module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
 
 
 def read_alphas_cumprod(folder: Path) -> Tensor:
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
+    config = read_json(path, SCHEDULER)
     start, end, kind = config.get("beta_start"), config.get("beta_end"), config.get("beta_schedule")
     if config.get("num_train_timesteps", NUM_TRAIN_STEPS) != NUM_TRAIN_STEPS or start is None or end is None:
         raise CheckpointError(f"{path} describes another schedule than 1,000 steps with beta_start and beta_end")

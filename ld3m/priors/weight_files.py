@@ -1,17 +1,20 @@
 """The files of a module in a diffusers folder: weights whole, in shards or in another precision, and JSON."""
 
-import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ld3m.errors import CheckpointError
 from ld3m.priors.checkpoint import read_state
+from ld3m.runtime import reading
+from ld3m.runtime.reading import Check, is_there
 
 logger = logging.getLogger(__name__)
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # autoencoders of 2022
+_AGAIN = "restore it or fetch it again"
 _STEM = "diffusion_pytorch_model"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
@@ -50,7 +53,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _is_plain(name: object) -> bool:
-    return isinstance(name, str) and Path(name).name == name
+    return isinstance(name, str) and Path(name).name == name and "\0" not in name
 
 
 def read_label_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
@@ -64,15 +67,8 @@ def read_label_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
     return tuple(str(table[str(k)]).partition(",")[0].strip() for k in range(num_classes))
 
 
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not there: a diffusers folder has one") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); restore it or fetch it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} must hold a JSON object, got {type(content).__name__}; restore it or fetch it again"
-        )
-    return content
+def read_json(path: Path, check: Check | None = None) -> dict[str, Any]:
+    """Read a JSON file of a diffusers folder, and check it."""
+    if not is_there(path):
+        raise CheckpointError(f"{path} is not there: a diffusers folder has one")
+    return reading.read_json(path, check, remedy=_AGAIN)

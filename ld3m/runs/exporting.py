@@ -20,6 +20,7 @@ from ld3m.runs.page import read_mapping
 from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
 from ld3m.runs.result import Result, folder_names, load
 from ld3m.runtime.exchange import exchange, held_open, restore, sweep_beside, temporary_beside
+from ld3m.runtime.reading import shown_text
 from ld3m.runtime.storage import clear_write_errors, owning, save_tensors, write_text
 
 _TENSORS, _TAGS = "images.safetensors", {"dataset-distillation", "ld3m"}
@@ -205,7 +206,9 @@ gives the labels; the last column is what such a loader makes of folders of thes
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without the folders of the machine that they were used on."""
-    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in config.items()}
+    public = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in config.items()}
+    # Nothing that a folder is called may end the card's fence: a line of its own, or one that begins it anew.
+    return {k: shown_text(v, 4096).replace("`", "'") if isinstance(v, str) else v for k, v in public.items()}
 
 
 def _class_table(class_names: Sequence[str]) -> str:

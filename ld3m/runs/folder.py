@@ -16,7 +16,9 @@ from torch import Tensor
 from ld3m import __version__
 from ld3m.config import Config, ResolvedDistillConfig, ResolvedSampleConfig, Settings, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
+from ld3m.runs.edits import edits, settings_in
 from ld3m.runtime.locks import make_parent
+from ld3m.runtime.reading import clear_read_errors, is_there
 from ld3m.runtime.storage import (
     clear_write_errors,
     is_temporary,
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE = (
     "config.yaml", "metrics.jsonl", "checkpoint.safetensors", "checkpoint.json",
 )  # fmt: skip
+PREVIOUS = "checkpoint-previous.safetensors"
 DISTILLED, GRID, CURVES, FACTS, PAGE = (
     "distilled.safetensors", "grid.png", "curves.png", "result.json", "report.html",
 )  # fmt: skip
@@ -44,7 +47,7 @@ EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
 EVALUATIONS = "evaluations"  # folder of those before the newest
 MARKER, _NEXT_CONFIG = ".ld3m.json", ".ld3m.config.yaml"
 _OWN = (
-    DISTILLED, METRICS, CHECKPOINT, CHECKPOINT_NOTE, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
+    DISTILLED, METRICS, CHECKPOINT, PREVIOUS, CHECKPOINT_NOTE, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
     EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS, "evaluations/*.json", "images/*/[0-9]*.png",
 )  # fmt: skip
 # Setting that hands these files in from another run, perhaps from this very folder -> files
@@ -55,6 +58,9 @@ _PLACES = ("images/*", "evaluations", *_REUSED)  # where a run writes, beside th
 # What every release has written into config.yaml
 _ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
+_EDITED = "Restore it as the run wrote it, or start anew with another --out or --overwrite"
+_DAMAGED = "restore it from a copy, or start again with --overwrite"
+_Checkpoint = tuple[Path, dict[str, Tensor], dict[str, str]]  # file, tensors, metadata
 
 
 def settings_path(folder: Path) -> Path:
@@ -101,6 +107,9 @@ class RunFolder:
         self.path, self.fingerprint, self.sources = path, "", dict[str, str]()
         self.is_resumed, self._overwrite = resume, overwrite
         self._owned = contextlib.ExitStack()
+        self._said = ""  # by config.yaml, as far as this run knows
+        self._found: _Checkpoint | None = None
+        self._is_fallen_back = False
         if resume and overwrite:
             raise ConfigError("resume and overwrite exclude each other; choose one")
         if path.exists() and not path.is_dir():
@@ -129,8 +138,11 @@ class RunFolder:
 
     def stored(self, kind: type[Config]) -> tuple[str, Config]:
         """Return (data, config) of the run that is resumed."""
-        content = read_yaml(settings_path(self.path))
-        return str(content.pop("data", "builtin")), build(content, kind())
+        try:
+            content = read_yaml(settings_path(self.path))
+            return str(content.pop("data", "builtin")), build(content, kind())
+        except ConfigError as error:
+            raise ConfigError(f"{error}. {_EDITED}") from error
 
     def start(self, data: str, config: Settings, fingerprint: str, sources: Mapping[str, str] | None = None) -> None:
         """Own the folder, and make it a run with these settings, what is left of another run removed; or go on with
@@ -148,9 +160,13 @@ class RunFolder:
             sweep(self.path, *_PLACES)
             if self.is_resumed:
                 self._go_on()
-                self._require_same_sources(config)
+                self._found = self._last_whole_checkpoint()
+                about = self._found[2] if self._found else {}
+                self._require_same_settings(about)
+                self._require_same_sources(config, about)
             else:
                 self._begin(to_yaml(config, data=data), [name for name in _REUSED if getattr(config, name, None)])
+            self._said = settings_in(self.path / CONFIG)
         except BaseException as error:
             self._owned.__exit__(type(error), error, error.__traceback__)
             raise
@@ -213,9 +229,19 @@ class RunFolder:
                 if is_numbered and path.parent.resolve().is_relative_to(root):  # not through a link
                     yield path
 
-    def _require_same_sources(self, config: Settings) -> None:
+    def _require_same_settings(self, about: Mapping[str, str]) -> None:
+        """Raise where config.yaml is not as it was when the checkpoint was made; older checkpoints cannot tell.
+
+        More iterations, and another place of what has its fingerprint in the checkpoint, are no such change.
+        """
+        free = {"data", *(name for name, source in SOURCES.items() if source in about)}
+        if "settings" in about and (
+            changed := edits(about["settings"], settings_in(self.path / CONFIG), free, _DAMAGED)
+        ):
+            raise ConfigError(f"{CONFIG} in {self.path} was cut or edited since the run began: {changed}. {_EDITED}")
+
+    def _require_same_sources(self, config: Settings, stored: Mapping[str, str]) -> None:
         """Refuse a prior and the like that are not those the run began with; note where those that moved are now."""
-        stored = load_tensors(self.path / CHECKPOINT)[1] if (self.path / CHECKPOINT).is_file() else {}
         for name, own in self.sources.items():
             if stored.get(name, own) != own:
                 raise ConfigError(
@@ -241,6 +267,7 @@ class RunFolder:
         settings = to_yaml(config, data=data)
         if settings != (self.path / CONFIG).read_text(encoding="utf-8"):
             write_text(self.path / CONFIG, settings)
+            self._said = settings_in(self.path / CONFIG)
 
     def drop_evaluations(self) -> None:
         """Remove evaluations of other images than those that are about to be saved."""
@@ -263,18 +290,26 @@ class RunFolder:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        about = {"iteration": str(iteration), "data": self.fingerprint} | self.sources
+        about = {"iteration": str(iteration), "data": self.fingerprint, "settings": self._said} | self.sources
+        if not self._is_fallen_back:  # else the last one is damaged, and the one before it stays until it is replaced
+            with contextlib.suppress(OSError):  # the first one, or a file system without links: none to fall back on
+                (self.path / PREVIOUS).unlink(missing_ok=True)
+                os.link(self.path / CHECKPOINT, self.path / PREVIOUS)
         save_tensors(self.path / CHECKPOINT, tensors, about)
+        self._found, self._is_fallen_back = None, False
         self._note(iteration, tensors)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Return (iterations done, tensors), or None before the first checkpoint; later metrics are dropped."""
-        path = self.path / CHECKPOINT
-        if not path.is_file():
+        """Return (iterations done, tensors), or None before the first checkpoint; later metrics are dropped.
+
+        Where the last checkpoint is damaged, the one before it is taken, which is said.
+        """
+        stored, self._found = self._found or self._last_whole_checkpoint(), None
+        if stored is None:
             self.keep_metrics_before(0)
             return None
-        tensors, about = load_tensors(path)
-        if not about.get("iteration", "").isdigit():
+        path, tensors, about = stored
+        if not about.get("iteration", "").isdecimal():
             raise CheckpointError(f"{path} is not a checkpoint of a run; start again with --overwrite")
         if about.get("data") != self.fingerprint:
             raise ConfigError(
@@ -286,11 +321,33 @@ class RunFolder:
         self._note(iteration, tensors)  # a kill may have come between the two files
         return iteration, tensors
 
+    def forget_previous(self) -> None:
+        """Remove the checkpoint before the last: a run that has ended needs none to fall back on."""
+        with clear_write_errors(self.path / PREVIOUS):
+            (self.path / PREVIOUS).unlink(missing_ok=True)
+
+    def _last_whole_checkpoint(self) -> _Checkpoint | None:
+        there = [path for path in (self.path / CHECKPOINT, self.path / PREVIOUS) if is_there(path)]
+        faults: list[CheckpointError] = []
+        for path in there:
+            try:
+                found = (path, *load_tensors(path, _DAMAGED))
+            except CheckpointError as error:
+                faults.append(error)
+                continue
+            for fault in faults:
+                logger.warning("%s. Going on from the checkpoint before it, %s", fault, path.name)
+            self._is_fallen_back = bool(faults)
+            return found
+        if faults:
+            raise faults[0]
+        return None
+
     def keep_metrics_before(self, iteration: int) -> None:
         """Drop lines of metrics that are torn, doubled, or of iterations that are done again; say which are missing."""
         path, kept = self.path / METRICS, dict[int, str]()
-        if path.is_file():
-            with clear_write_errors(path):
+        if is_there(path):
+            with clear_read_errors(path):
                 text = path.read_text(encoding="utf-8", errors="replace")
             for line in text.splitlines():
                 number = _iteration_of(line)

@@ -15,6 +15,7 @@ from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import SOURCES, RunFolder
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.reading import expanded, is_there
 from ld3m.runtime.storage import require_writable
 
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
@@ -84,13 +85,20 @@ def open_run(
         require_writable(folder.path, "choose another --out")
     settings, prior = _split_prior(_with_whole_paths(settings))
     config = _stored_or_given(folder, settings, kind)
-    return Opening(config, data, _name_of(data), prior, folder, resolve_device(config.device))
+    device = resolve_device(config.device)
+    if device.type == "meta":
+        raise ConfigError(
+            "device 'meta' has shapes and no values, so nothing can be made on it; leave it out, or say cpu"
+        )
+    return Opening(config, data, _name_of(data), prior, folder, device)
 
 
 def open_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:
     """Open the folder of a run; None for one that is kept in memory only."""
     if out is not None:
-        return RunFolder(Path(out), resume=resume, overwrite=overwrite)
+        path = expanded(out, "out")
+        is_there(path, ConfigError)  # a name that no file system takes is refused here
+        return RunFolder(path, resume=resume, overwrite=overwrite)
     if resume or overwrite:
         raise ConfigError("resume and overwrite need out=, the folder of the run")
     return None
@@ -129,7 +137,8 @@ def _name_of(data: object) -> str:
     """Return what stands for the data in a run's files: the whole path of a file or folder."""
     if not isinstance(data, str | Path):
         return f"<{type(data).__name__}>"
-    return str(Path(data).resolve()) if str(data) != "builtin" and Path(data).exists() else str(data)
+    path = expanded(data, "path")
+    return str(path.resolve()) if str(data) != "builtin" and is_there(path, ConfigError) else str(data)
 
 
 def _with_whole_paths(settings: Mapping[str, object]) -> dict[str, object]:

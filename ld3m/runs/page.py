@@ -7,14 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ld3m.errors import CheckpointError
+from ld3m.config import read_yaml
+from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs import pictures
 from ld3m.runs.evaluations import earlier_files
-from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, FACTS, GRID, METRICS, PAGE
-from ld3m.runs.report import FILES, Cell, cell_text, diverged_text, layout, most_repeats, remarks, shown, spread_text
+from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, EVALUATIONS, FACTS, GRID, METRICS, PAGE
+from ld3m.runs.report import (
+    FILES,
+    SHOWN,
+    Cell,
+    cell_text,
+    diverged_text,
+    layout,
+    most_repeats,
+    remarks,
+    shown,
+    spread_text,
+)
 from ld3m.runs.result import PARAMETERS, Result, load
+from ld3m.runtime.reading import is_there, mapping, parse_json, read_text, whole
 from ld3m.runtime.storage import write_json, write_text
 
 _CLASSES, _PER_CLASS = 100, 10  # what the page shows at most; the folder has all
@@ -65,7 +76,7 @@ def publish(folder: Path) -> None:
     """Bring result.json, where there is one, up to date with evaluation.json, and write report.html."""
     facts, evaluation = (read_mapping(folder / name) for name in (FACTS, EVALUATION))
     if facts and evaluation:
-        outcome = {"protocol": evaluation["protocol"]["name"], "accuracy": evaluation["unseen"]}
+        outcome = {"protocol": (evaluation.get("protocol") or {}).get("name"), "accuracy": evaluation.get("unseen")}
         outcome |= (
             {"diverged": evaluation.get("diverged", [])} if "diverged" in evaluation or "diverged" in facts else {}
         )
@@ -115,8 +126,9 @@ def draw_curves(folder: Path) -> Path:
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else ():
         try:
             entry = json.loads(line)
-            by_iteration[entry["iteration"]] = entry  # of an iteration logged twice, the later line holds
-        except (ValueError, KeyError, TypeError):  # torn by a kill
+            if whole(0, 10**12)(entry["iteration"]) is None:
+                by_iteration[entry["iteration"]] = entry  # of an iteration logged twice, the later line holds
+        except (ValueError, KeyError, TypeError, RecursionError):  # torn by a kill
             continue
     curves = {
         key: [(i, entry[key]) for i, entry in sorted(by_iteration.items()) if isinstance(entry.get(key), int | float)]
@@ -133,13 +145,16 @@ def draw_curves(folder: Path) -> Path:
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON or YAML file that holds a mapping; an absent file is an empty one."""
-    if not path.is_file():
+    if not is_there(path):
         return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} should hold a mapping but is damaged ({error}); make it again") from error
+    if path.suffix != ".json":
+        try:
+            return read_yaml(path)
+        except ConfigError as error:
+            raise CheckpointError(f"{path} should hold a mapping but is damaged ({error}); make it again") from error
+    check = SHOWN if path.name in FILES.values() or path.parent.name == EVALUATIONS else mapping({})
+    source = f"{path} should hold a mapping but is damaged"
+    return parse_json(read_text(path), check, source=source, remedy="make it again")
 
 
 def _text(value: object) -> str:

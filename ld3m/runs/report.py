@@ -5,12 +5,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from ld3m.errors import CheckpointError
 from ld3m.networks import base_name
 from ld3m.runs.evaluations import forget_earlier, keep_earlier
 from ld3m.runs.folder import EVALUATION, EVALUATION_SOFT
+from ld3m.runtime.reading import (
+    Misfit,
+    both,
+    either,
+    listing,
+    mapping,
+    mapping_of,
+    number,
+    one_of,
+    optional,
+    parse_json,
+    text,
+    whole,
+)  # fmt: skip
 from ld3m.runtime.storage import write_text
 
 FILES = {"hard": EVALUATION, "soft": EVALUATION_SOFT}  # by labels
@@ -28,6 +41,72 @@ class Cell(NamedTuple):
     mean: float | None
     std: float
     diverged: int = 0
+
+
+# What a file of an evaluation holds, as far as it is used again; null for what could not be measured.
+_PERCENT, _NAME = optional(number(0, 100)), text(300)
+_ANY_NUMBER = optional(number(-1e6, 1e6))
+_SUMMARY = mapping({"values": listing(optional(number(-1, 100)))}, {"mean": _ANY_NUMBER, "std": _ANY_NUMBER})
+_ROW = mapping(
+    {
+        "set": _NAME,
+        "network": _NAME,
+        "accuracies": listing(_PERCENT, 1),
+        "mean": _PERCENT,
+        "std": _PERCENT,
+    },
+    {
+        "best_epoch": mapping({"mean": _PERCENT, "std": _PERCENT}, {"accuracies": listing(_PERCENT, 1)}),
+        "teacher": _NAME,
+        "lrs": _SUMMARY,
+        "ars": _SUMMARY,
+    },
+)
+_RECIPE = mapping({"epochs": whole(1, 10**9)})
+_PROTOCOL = {"dtype": _NAME, "tested": whole(1, 10**9), "labels": one_of(*FILES), "deviations": listing(text())}
+_RATE = number(0, 1e300)
+
+
+def _rates(value: object) -> Misfit | None:
+    """Check the rates of a protocol that were lowered, with those that were used instead."""
+    protocol = cast("dict[str, Any]", value)
+    if not protocol.get("lowered"):
+        return None
+    misfit = mapping_of(_RATE)(protocol["lowered"])
+    if misfit is not None:
+        return misfit.below("lowered")
+    recipe = mapping({"rate": _RATE})
+    return mapping({"recipes": mapping(dict.fromkeys(protocol["lowered"], recipe))})(protocol)
+
+
+_UNSEEN = mapping_of(optional(listing(number(0, 100), 2, 2)))
+_DIVERGED = listing(mapping({}, {"set": _NAME, "network": _NAME, "repeat": whole(0, 10**6), "variant": text(100)}))
+_DATA = {
+    "classes": whole(1, 10**7),
+    "images_per_class": either(whole(0, 10**9), text(100)),
+    "test_images": whole(0, 10**10),
+    "resolution": whole(1, 10**6),
+}
+REPORT = mapping(
+    {
+        "rows": listing(_ROW, 1, 10**5),
+        "unseen": _UNSEEN,
+        "protocol": both(mapping({"name": _NAME, "recipes": mapping_of(_RECIPE)}, _PROTOCOL), _rates),
+        "distilled_with": optional(_NAME),
+        "data": mapping(_DATA),
+    },
+    {"key": text(), "diverged": _DIVERGED},
+)
+SHOWN = mapping(  # what a page and a card make use of, where it is there
+    {},
+    {
+        "rows": listing(_ROW, 0, 10**5),
+        "unseen": optional(_UNSEEN),
+        "protocol": optional(both(mapping({}, {"name": _NAME, **_PROTOCOL}), _rates)),
+        "distilled_with": optional(_NAME),
+        "diverged": _DIVERGED,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -118,12 +197,9 @@ class Report:
         Raises:
             CheckpointError: the text is something else.
         """
-        try:
-            content = json.loads(text)
-            content.pop("unseen")  # follows from the rows
-            return cls(content.pop("rows"), content.pop("protocol"), content.pop("distilled_with"), content)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"this is not the JSON of an evaluation ({error!r}); evaluate again") from error
+        content = parse_json(text, REPORT, source="this is not the JSON of an evaluation", remedy="evaluate again")
+        content.pop("unseen")  # follows from the rows
+        return cls(content.pop("rows"), content.pop("protocol"), content.pop("distilled_with"), content)
 
 
 def save_report(report: Report, folder: str | Path) -> Path:

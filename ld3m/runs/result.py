@@ -3,7 +3,7 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from ld3m.errors import CheckpointError
 from ld3m.runs import display, pictures
 from ld3m.runs.folder import DISTILLED, GRID
+from ld3m.runtime.reading import is_there, listing, mapping, optional, parse_json, shown, text
 from ld3m.runtime.storage import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10
+_SLACK = 1e-3  # of a value's range, a quarter of a grey level
+_METADATA = {"class_names": listing(text(), least=1), "config": mapping({}, {"network": optional(text())})}
+_LABELS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_AGAIN = "restore it from a copy, or make it again by `ld3m distill --overwrite`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,24 +124,56 @@ def load(folder: str | Path) -> Result:
         CheckpointError: the folder or its `distilled.safetensors` is missing, damaged or of something else.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_there(folder) or not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; pass the output folder of a distillation")
-    if not (folder / DISTILLED).is_file():
+    path = folder / DISTILLED
+    if not is_there(path):
         raise CheckpointError(f"{folder} has no {DISTILLED}: not a finished run; go on with it by --resume")
-    tensors, about = load_tensors(folder / DISTILLED)
+    tensors, about = load_tensors(path, _AGAIN)
     missing = {"images", "labels", "mean", "std"} - tensors.keys() | {"class_names", "config"} - about.keys()
     if missing:
-        raise CheckpointError(f"{folder / DISTILLED} lacks {', '.join(sorted(missing))}; it is not a distilled set")
-    return Result(
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; it is not a distilled set")
+    class_names, config = (
+        parse_json(about[name], check, source=f"{name} in {path}", remedy=_AGAIN) for name, check in _METADATA.items()
+    )
+    result = Result(
         images=tensors["images"],
-        labels=tensors["labels"].to(torch.int64),
-        class_names=tuple(json.loads(about["class_names"])),
+        labels=tensors["labels"],
+        class_names=tuple(class_names),
         parameters={name: tensors[name] for name in PARAMETERS if name in tensors},
-        config=json.loads(about["config"]),
+        config=config,
         mean=tensors["mean"],
         std=tensors["std"],
         path=folder,
     )
+    if fault := _fault_of(result):
+        raise CheckpointError(f"{path} is no distilled set: {fault}; {_AGAIN}")
+    return replace(result, labels=result.labels.to(torch.int64))
+
+
+def _fault_of(result: Result) -> str:
+    """Say what of a set is not as `Result` declares it; "" for a whole one."""
+    images, labels, names = result.images, result.labels, result.class_names
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
+        return f"images are floating point of shape (N, 3, H, W), got {tuple(images.shape)} {images.dtype}"
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= -_SLACK and high <= 1 + _SLACK) or not bool(images.isfinite().all()):
+        return f"images are finite and from 0 to 1, got {low:.4g} to {high:.4g}"
+    if labels.shape != images.shape[:1] or labels.dtype not in _LABELS:
+        return f"labels are integers, one for each of {len(images)} images, got {tuple(labels.shape)} {labels.dtype}"
+    if len(set(names)) != len(names):
+        return "two classes have the same name"
+    ipc, rest = divmod(len(labels), len(names))
+    if rest or not torch.equal(labels.long(), torch.arange(len(names)).repeat_interleave(ipc)):
+        return f"labels count up from 0 to {len(names) - 1}, as many of each, got {shown(labels.unique().tolist())}"
+    for name, tensor in {"mean": result.mean, "std": result.std, **result.parameters}.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            return f"{name} holds finite floating-point values, got {tensor.dtype} with others"
+        if name in ("mean", "std") and tensor.shape != (3,):
+            return f"{name} has 3 values, got {tuple(tensor.shape)}"
+        if name in PARAMETERS and (not tensor.ndim or len(tensor) != len(images)):
+            return f"{name} has a row for each of {len(images)} images, got {tuple(tensor.shape)}"
+    return "" if bool((result.std > 0).all()) else f"std is above 0, got {shown(result.std.tolist())}"
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:

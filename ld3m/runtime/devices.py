@@ -1,14 +1,27 @@
 """The device that a computation runs on, its memory, and its dtype."""
 
+import errno
 import gc
+import math
 import re
+import resource
 
 import torch
 
-from ld3m.errors import ConfigError
+from ld3m.errors import ConfigError, Ld3mError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}  # that settings may name
-_OUT_OF_MEMORY = r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory"
+_OUT_OF_MEMORY = (
+    r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory|Cannot allocate memory|"
+    r"can't start new thread|could not create a (?:primitive|memory)|bad_alloc|std::bad_array_new_length"
+)
+_FAULTS_OF_A_CALL = r"size|shape|dimension|dtype|[Ee]xpected|must|invalid|not implemented|device-side assert|illegal"
+_LEAST_FREE = 64 * 2**20
+# Where a control group's memory stands, in versions 2 and 1: folder, limit, use, and what of it the kernel can drop
+_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def default_device() -> str:
@@ -33,12 +46,85 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the process, has no more memory to give."""
+def is_out_of_memory(error: BaseException, needed: int = 0) -> bool:
+    """Whether an error says that a device, or the process, has no more memory to give.
+
+    Known by its class, by the number of the system's error, and by the words of those who have neither. An error of
+    other words, from a library that tells no reason, counts where the process is at its limit or the machine has next
+    to nothing left: that is looked at.
+
+    Args:
+        needed: bytes of what was done, where that is known.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     # The CPU allocator, the libraries of a GPU, its driver and Triton have no class of their own for it.
-    return isinstance(error, RuntimeError) and bool(re.search(_OUT_OF_MEMORY, str(error)))
+    if not isinstance(error, RuntimeError) or isinstance(error, Ld3mError | NotImplementedError | RecursionError):
+        return False
+    text = str(error)
+    return bool(re.search(_OUT_OF_MEMORY, text)) or (not _names_the_fault(text) and is_memory_short(needed))
+
+
+def is_memory_short(needed: int = 0) -> bool:
+    """Whether this process could not take so many bytes more, by its own limit, its group's, the machine's or a GPU's.
+
+    A few are needed in any case, without which libraries fail for reasons they do not tell.
+    """
+    left = min(_below_the_limit(), _below_the_group(), _available(), _left_on_gpu())
+    return left < max(needed, _LEAST_FREE)
+
+
+def _names_the_fault(text: str) -> bool:
+    """Whether an error of torch's says what is wrong with the call, such as shapes or dtypes."""
+    return bool(re.search(_FAULTS_OF_A_CALL, text))
+
+
+def _below_the_limit() -> float:
+    """Return how much address space is left to the process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _first_number("/proc/self/statm")
+    if limit == resource.RLIM_INFINITY or pages is None:
+        return math.inf
+    return limit - pages * resource.getpagesize()
+
+
+def _below_the_group() -> float:
+    """Return how much memory is left to the control group, what it holds of files left out."""
+    for folder, most, now, kept in _GROUPS:
+        limit, used = _first_number(f"{folder}/{most}"), _first_number(f"{folder}/{now}")
+        if limit is not None and used is not None:
+            files = re.search(rf"^{kept} (\d+)", _text_of(f"{folder}/memory.stat"), re.MULTILINE)
+            return limit - used + (int(files[1]) if files else 0)
+    return math.inf
+
+
+def _available() -> float:
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text_of("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else math.inf
+
+
+def _left_on_gpu() -> float:
+    if not torch.cuda.is_initialized():
+        return math.inf
+    try:
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    except RuntimeError:  # of a device that an error has left unusable
+        return math.inf
+
+
+def _first_number(path: str) -> int | None:
+    word = (_text_of(path).split() or ["max"])[0]
+    return int(word) if word.isdecimal() else None
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except (OSError, MemoryError):
+        return ""
 
 
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ld3m.errors import CheckpointError, Ld3mError
-from ld3m.runtime import locks
+from ld3m.runtime import locks, reading
+from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.reading import clear_read_errors, is_there, mapping_of, parse_json, shown_text
 
 if TYPE_CHECKING:
     from safetensors import safe_open
 
-_FOLDED = "ld3m"
+_FOLDED, _DIGEST = "ld3m", "ld3m digest"
+_MAX_TEXT = 64 * 2**20
+_AGAIN = "restore it from a copy, or make it again"
 _STALE_SECONDS = 600
 _TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?(\.d)?\.tmp")
 _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # a name of its own, which earlier versions let it write by
@@ -31,6 +35,10 @@ _REMEDIES = {
     errno.EDQUOT: "the disk quota is used up: free some space, then run again (--resume goes on with a run)",
     errno.EACCES: "no permission to write there: choose another folder",
     errno.EROFS: "that file system is read-only: choose another folder",
+    errno.EFBIG: "the file would be larger than allowed there: raise the limit (ulimit -f), or choose another folder",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n), then run again",
+    errno.EIO: "the disk could not take it: look at the disk, or choose another folder",
+    errno.ENAMETOOLONG: "the name is longer than the file system takes: choose a shorter one",
 }
 
 
@@ -170,26 +178,43 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, sealed: bool = True
+) -> None:
+    """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes.
+
+    Args:
+        sealed: put a digest of all of it into the metadata, by which `load_tensors` notices damage; files for other
+            programs' eyes, which look for a key of their own there, go without.
+    """
     from safetensors.torch import save_file
 
-    about = folded(metadata or {})
+    written = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    about = dict(metadata or {})
+    about = folded(about | {_DIGEST: digest_of(written, about)} if sealed else about)
     with replacing(path) as temporary:
         private = temporary.with_suffix(
             ".d.tmp"
         )  # safetensors writes under a name of its own beside the one it is given
         try:
             private.mkdir()
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, private / path.name, about)
+            save_file(written, private / path.name, about)
             os.replace(private / path.name, temporary)
         except Exception as error:  # safetensors wraps the operating system's error in one of its own
             if isinstance(error, OSError) or "os error" not in str(error):
                 raise
-            number = next((n for n in _REMEDIES if f"os error {n}" in str(error)), errno.EIO)
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number)) from error
         finally:
             shutil.rmtree(private, ignore_errors=True)
+
+
+def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return what stands for the content of a file: names, types, shapes and bytes of its tensors, and its metadata."""
+    names = sorted(tensors)
+    facts = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
+    return fingerprint((tensors[name] for name in names), facts, {**metadata})
 
 
 def folded(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -197,20 +222,38 @@ def folded(metadata: Mapping[str, str]) -> dict[str, str]:
     return dict(metadata) if len(metadata) < 2 else {_FOLDED: json.dumps(dict(metadata), sort_keys=True)}
 
 
-def metadata_of(file: "safe_open") -> dict[str, str]:
-    """Return the metadata of an opened safetensors file as `save_tensors` was given it."""
+def metadata_of(file: "safe_open", path: Path | str = "the file") -> dict[str, str]:
+    """Return the metadata of an opened safetensors file as `save_tensors` was given it, and its digest."""
     about = dict(file.metadata() or {})
-    return json.loads(about[_FOLDED]) if _FOLDED in about else about
+    if _FOLDED not in about:
+        return about
+    return parse_json(
+        about[_FOLDED], mapping_of(reading.text(_MAX_TEXT)), source=f"the metadata of {path}", remedy=_AGAIN
+    )
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file; return its tensors and its metadata."""
+def load_tensors(path: Path, remedy: str = _AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file; return its tensors and its metadata.
+
+    Args:
+        remedy: what to do about a damaged one.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, is none, or is not what `save_tensors` wrote.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not is_there(path):
         raise CheckpointError(f"{path} is not there; check the path")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata_of(file)  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); make or fetch it again") from error
+        with clear_read_errors(path):
+            open(path, "rb").close()  # safetensors calls every failure "No such file"
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                about = metadata_of(file, path)
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({shown_text(str(error))}); {remedy}") from error
+    seal = about.pop(_DIGEST, None)
+    if seal is not None and seal != digest_of(tensors, about):
+        raise CheckpointError(f"{path} is damaged: it is not what was written there, by its digest; {remedy}")
+    return tensors, about

@@ -109,6 +109,7 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
         job.folder.save_checkpoint(label + 1, {})
     seconds = (time.perf_counter() - started) / max(1, num_classes - first)
     rows.finish()
+    job.folder.forget_previous()
     return seconds
 
 
@@ -136,7 +137,7 @@ def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob
     """Sample a class; where memory runs out, again with half as many images at once, as do the classes after it."""
     try:
         return job, _sample_class(job, label, rows)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         logger.debug("class %d", label, exc_info=error)

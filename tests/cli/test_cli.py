@@ -281,8 +281,11 @@ def test_a_full_folder_is_left_alone(small, small_run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
     assert small("--overwrite --out", tmp_path)[0] == 2
     (tmp_path / "x").rename(tmp_path / "y")
-    (tmp_path / "config.yaml").write_text("seed: 1")  # which does not make a run of it
-    assert small("--overwrite --out", tmp_path)[0] == 2
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    status, _, err = small("--overwrite --out", tmp_path)
+    assert status == 2 and "holds a config.yaml that is not of a run, so it is not replaced" in err
+    (tmp_path / "config.yaml").write_bytes((small_run / "config.yaml").read_bytes())
+    assert small("--overwrite --out", tmp_path)[0] == 0
     assert (tmp_path / "y").read_text() == "mine"
 
 

@@ -238,7 +238,7 @@ def test_file_that_vanished(folder, tmp_path):
     (tmp_path / "expert-00000.safetensors").write_bytes((folder / "expert-00000.safetensors").read_bytes())
     loaded = experts.load_experts(tmp_path, **SIZE)
     loaded.files[0].unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not there; check the path"):
         loaded.pair(0, 0, 1)
 
 

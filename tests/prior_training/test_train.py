@@ -306,9 +306,10 @@ def test_folders_are_claimed_as_runs_are(go, trained, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"steps": 5', r"training.json cannot be read as JSON \(.+\); restore it"),
-        (b"\xff\xfe", r"training.json cannot be read as JSON \(.+\); restore it"),
-        (b"[5]", "training.json must hold a JSON object, got list; restore it"),
+        (b'{"steps": 5', r"training.json is damaged: it is not JSON \(.+\); restore it"),
+        (b"\xff\xfe", r"training.json is damaged: it is not UTF-8 text \(.+\); restore it"),
+        (b"[5]", r"training.json: expected an object of names and values, got \[5\]; restore it"),
+        (b'{"steps": "5"}', "training.json: steps is a whole number from 0 to 1,000,000,000, got '5'; restore it"),
     ],
 )
 def test_damaged_settings_of_a_training_are_named(tmp_path, content, message):

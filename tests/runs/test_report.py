@@ -98,7 +98,7 @@ def test_json_holds_every_number_and_comes_back_equal(report):
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"rows": [], "unseen": {}}', "3"])
 def test_json_of_something_else_is_refused(text):
-    with pytest.raises(CheckpointError, match=r"not the JSON of an evaluation .* evaluate again"):
+    with pytest.raises(CheckpointError, match=r"not the JSON of an evaluation.*; evaluate again"):
         Report.from_json(text)
 
 

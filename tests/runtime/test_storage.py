@@ -18,7 +18,10 @@ ERRORS = {
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EACCES: "no permission to write there: choose another folder",
     errno.EROFS: "that file system is read-only: choose another folder",
-    errno.EIO: "choose another folder",
+    errno.EIO: "the disk could not take it: look at the disk, or choose another folder",
+    errno.EFBIG: "the file would be larger than allowed there",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.EBUSY: "choose another folder",
 }
 
 
