@@ -72,7 +72,7 @@ class DiffusionSetup:
     settings: frozenset[str] = frozenset()
     has_chain = False
     gpu_dtype = "bfloat16"
-    inits = INITS
+    inits: tuple[str, ...] = INITS
 
     def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior:
         if isinstance(given, StyleGAN):

@@ -76,7 +76,7 @@ class GladSetup:
     settings = frozenset({"memory_budget", "retain", "layer", "lr_codes"})
     has_chain = False
     gpu_dtype = "float32"  # the filters would be rounded as well
-    inits = ("real", "noise")  # there is no encoder
+    inits: tuple[str, ...] = ("real", "noise")  # there is no encoder
 
     def open_prior(self, config: DistillConfig, given: Prior | StyleGAN | None, device: torch.device) -> StyleGAN:
         if isinstance(given, Prior):
