@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 from ld3m.errors import ConfigError, Ld3mError
 
-_LARGEST = 1e30  # float32 ends at 3.4e38, and squares and sums are taken of it
+_LARGEST = 3e38  # float32 ends at 3.4e38
 
 
 def one_of(value: object, argument: str, valid: Iterable[str]) -> None:
