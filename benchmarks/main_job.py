@@ -55,6 +55,6 @@ def without_kernels() -> Iterator[None]:
     with (
         patch("ld3m.ops.backends.FORCED", "eager"),
         patch("ld3m.matching.gradient.fused", lambda network: network),
-        patch("ld3m.distillation.objectives.dc_loss", by_class),
+        patch("ld3m.matching.dc.dc_loss", by_class),
     ):
         yield
