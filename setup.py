@@ -179,6 +179,8 @@ setup(
             *TEST,
             "ruff==0.17.6",  # lint and format
             "pyright==1.1.414",  # types
+            "types-PyYAML==6.0.12.20261122",  # of PyYAML and, below, of tqdm: neither has annotations of its own
+            "types-tqdm==4.70.0.20261106",
             "import-linter==2.17",  # which room may import which
             "pre-commit==4.7.0",  # the three above before each commit
         ],
