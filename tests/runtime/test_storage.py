@@ -231,7 +231,7 @@ def test_a_folder_that_is_owned_goes_again_where_nothing_was_written(tmp_path):
 def test_a_folder_that_cannot_be_written_needs_no_owner(number, tmp_path, monkeypatch):
     monkeypatch.setattr("ld3m.runtime.locks.os.open", failing(number))
     with storage.owning(tmp_path):
-        pass
+        assert not any(tmp_path.iterdir())
 
 
 def test_the_folder_of_an_owned_file_is_not_made_anew(tmp_path):
