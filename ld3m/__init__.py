@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from ld3m.runs.exporting import export
     from ld3m.runs.result import Result, load
     from ld3m.sampling.dataset import sample_dataset
+    from ld3m.sampling.selected import select
 
 __version__ = "0.1.0"
 
@@ -35,11 +36,12 @@ _HOMES = {
     "reverse_chain": "ld3m.chain",
     "sample": "ld3m.chain",
     "sample_dataset": "ld3m.sampling.dataset",
+    "select": "ld3m.sampling.selected",
 }
 
 __all__ = [
     "Result", "__version__", "distill", "evaluate", "export", "invert", "load", "load_prior", "plan_memory",
-    "reverse_chain", "sample", "sample_dataset",
+    "reverse_chain", "sample", "sample_dataset", "select",
 ]  # fmt: skip
 
 

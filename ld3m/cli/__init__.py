@@ -17,7 +17,7 @@ from ld3m.cli.export import ExportCommand
 from ld3m.cli.form import is_positional
 from ld3m.cli.info import InfoCommand
 from ld3m.cli.interrupts import Interrupts
-from ld3m.cli.run import DistillCommand, SampleCommand
+from ld3m.cli.run import DistillCommand, SampleCommand, SelectCommand
 from ld3m.cli.training import ExpertsCommand, PriorTrainCommand, TeacherCommand
 from ld3m.errors import Ld3mError
 
@@ -25,6 +25,7 @@ from ld3m.errors import Ld3mError
 COMMANDS: dict[str, tuple[type[Command], str]] = {
     "distill": (DistillCommand, "distil, evaluate, write a folder with images and report"),
     "sample": (SampleCommand, "sample images from a prior by statistics of the real ones (D3HR), the same folder"),
+    "select": (SelectCommand, "choose real images, by a teacher or without, the same folder"),
     "evaluate": (EvaluateCommand, "train networks on a distilled set and on real images, compare"),
     "experts": (ExpertsCommand, "train expert trajectories for --algorithm mtt"),
     "prior train": (PriorTrainCommand, "train a small latent diffusion model on your own images"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ld3m.cli.commands import Command, Flat, Positional, parse
-from ld3m.config import DistillConfig, RunConfig, SampleConfig, build, read_yaml
+from ld3m.config import DistillConfig, SampleConfig, SelectConfig, SetConfig, build, read_yaml
 from ld3m.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class RunCommand(Command):
     """No progress bars."""
     data: Positional[str | None] = None
     """Folder or zip of images, one folder per class; "builtin" when not given."""
-    settings: Flat[RunConfig] = field(default_factory=RunConfig)
+    settings: Flat[SetConfig] = field(default_factory=SetConfig)
 
     @property
     def method(self) -> str:
@@ -112,6 +112,23 @@ class SampleCommand(RunCommand):
         from ld3m.sampling.dataset import sample_dataset
 
         return sample_dataset
+
+
+@dataclass(frozen=True)
+class SelectCommand(RunCommand):
+    """Choose a few real images per class, as a set that a distilled one has to beat."""
+
+    settings: Flat[SelectConfig] = field(default_factory=SelectConfig)
+
+    @property
+    def method(self) -> str:
+        return f"select-{self.settings.by}"
+
+    @staticmethod
+    def function() -> "Callable[..., Result]":
+        from ld3m.sampling.selected import select
+
+        return select
 
 
 def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:

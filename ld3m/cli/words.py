@@ -12,7 +12,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "prior", "ipc", "iterations", "resolution", "algorithm", "space", "lr", "preset", "evaluate", "seed",
         ),
         "start": ("init", "init_conditioning", "class_ids", "learn"),
-        "matching": ("network", "width", "metric", "real_batch", "augment"),
+        "matching": ("network", "width", "metric", "real_batch", "augment", "keep", "teacher"),
         "chain": ("steps", "guidance_scale", "injection", "schedule", "noise", "latent_size"),
         "mtt": (
             "experts", "num_experts", "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
@@ -30,6 +30,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "selection": ("groups", "weights", "compat", "real_images", "statistics", "class_ids"),
         "images": ("holdout", "strict", "bit_range", "prior_config"),
         "machine": ("device", "dtype", "micro_batch"),
+    },
+    "SelectConfig": {
+        "main": ("by", "ipc", "resolution", "teacher", "scores_from", "evaluate", "seed"),
+        "selection": ("tiles", "candidates", "crops", "early_networks", "early_epochs"),
+        "images": ("holdout", "strict", "bit_range"),
+        "machine": ("device",),
     },
 }  # fmt: skip
 
@@ -50,6 +56,12 @@ DEFAULTS = {
     "bit_range": "auto",
     "evaluate": "quick below 128 px, else glad-hard",
     "preset": "builtin below 128 px, else paper",
+    "keep": "all",
+    "tiles": "2, but 1 for rded below 64 px",
+    "SelectConfig.resolution": "the teacher's, else 32",
+    "SelectConfig.teacher": "one is trained",
+    "scores_from": "measured anew",
+    "DistillConfig.teacher": "one is trained, with keep",
     "experts": "they are trained first",
     "memory_budget": "0.8 of a GPU's, 0.25 of a computer's",
     "retain": "planned by the memory",
@@ -80,13 +92,14 @@ def choices(option: str) -> tuple[str, ...]:
     from ld3m.runs.exporting import FORMATS
     from ld3m.runs.report import SCORES
     from ld3m.sampling import SELECTORS
+    from ld3m.selection import SELECTIONS
     from ld3m.spaces import SPACES
 
     hard = (name for name, protocol in PROTOCOLS.items() if protocol.labels == "hard")
     tables = {
         "algorithm": LOSSES, "space": SPACES, "network": networks.NETWORKS, "networks": networks.NETWORKS,
         "protocol": PROTOCOLS, "evaluate": (*hard, "none"), "selector": SELECTORS, "baselines": BASELINES,
-        "scores": SCORES, "format": FORMATS, "learn": ("latents", "conditioning"),
+        "scores": SCORES, "by": SELECTIONS, "format": FORMATS, "learn": ("latents", "conditioning"),
     }  # fmt: skip
     return tuple(tables.get(option, ()))
 

@@ -67,6 +67,11 @@ class DistillConfig(RunConfig):
     """Real images per class and iteration; all of a class that has fewer."""
     augment: bool = True
     """Differentiable siamese augmentation (DSA)."""
+    keep: float | None = None
+    """Share of the real images of each class to distil from, those that a teacher has the lowest loss on; all when not
+    given."""
+    teacher: str | None = None
+    """File of that teacher, from `ld3m teacher`; one is trained when not given (keep)."""
     experts: str | None = None
     """Folder of expert trajectories (mtt); trained as the preset says when not given."""
     num_experts: int | None = None
@@ -108,6 +113,10 @@ class DistillConfig(RunConfig):
         check_finite(self.guidance_scale, "guidance_scale")
         if self.retain is not None:
             check_fraction(self.retain, "retain")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise ConfigError(f"keep is a share of the images, above 0 and at most 1; got {self.keep}")
+        if self.teacher is not None and self.keep is None:
+            raise ConfigError("a teacher says which images to keep; give keep as well, or leave the teacher out")
         if self.experts is not None and self.algorithm != "mtt":
             raise ConfigError(f"experts are for algorithm mtt, and the algorithm is {self.algorithm!r}; leave them out")
 

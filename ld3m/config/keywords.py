@@ -32,21 +32,26 @@ class LoadedPrior(Protocol):
 AnyPath = str | os.PathLike[str]
 
 
-class RunKeywords(TypedDict, total=False):
-    """Fields of `RunConfig`."""
+class SetKeywords(TypedDict, total=False):
+    """Fields of `SetConfig`."""
 
-    prior: AnyPath | LoadedPrior
-    prior_config: AnyPath | None
     ipc: int
     resolution: int | None
-    class_ids: Sequence[int] | None
     device: "str | torch.device | None"
-    dtype: "Dtype | torch.dtype | None"
     seed: int
     holdout: float | None
     strict: bool
     bit_range: str | int | None
     evaluate: str | None
+
+
+class RunKeywords(SetKeywords, total=False):
+    """Fields of `RunConfig`."""
+
+    prior: AnyPath | LoadedPrior
+    prior_config: AnyPath | None
+    class_ids: Sequence[int] | None
+    dtype: "Dtype | torch.dtype | None"
 
 
 class DistillKeywords(RunKeywords, total=False):
@@ -73,6 +78,8 @@ class DistillKeywords(RunKeywords, total=False):
     lr_codes: float | None
     real_batch: int | None
     augment: bool
+    keep: float | None
+    teacher: AnyPath | None
     experts: AnyPath | None
     num_experts: int | None
     expert_training_epochs: int | None
@@ -102,6 +109,19 @@ class SampleKeywords(RunKeywords, total=False):
     real_images: int | None
     statistics: AnyPath | None
     micro_batch: int
+
+
+class SelectKeywords(SetKeywords, total=False):
+    """Fields of `SelectConfig`."""
+
+    by: str
+    teacher: AnyPath | None
+    scores_from: AnyPath | None
+    tiles: int | None
+    candidates: int
+    crops: int
+    early_networks: int
+    early_epochs: int
 
 
 class EvaluateKeywords(TypedDict, total=False):

@@ -20,23 +20,15 @@ def check_bit_range(value: str | int | None) -> None:
 
 
 @dataclass(frozen=True)
-class RunConfig(Settings):
+class SetConfig(Settings):
     """Settings of every run that makes a set of images."""
 
-    prior: str = "builtin"
-    """Frozen generator: "builtin", "random:NAME", a CompVis or DiT checkpoint, a diffusers folder or a hub id."""
-    prior_config: str | None = None
-    """YAML of a CompVis checkpoint, not needed for cin256-v2 and unconditional FFHQ; folder of a DiT's autoencoder."""
     ipc: int = 1
     """Images per class to make."""
     resolution: int | None = None
     """Image side in pixels; the prior's own when not given."""
-    class_ids: tuple[int, ...] | None = None
-    """The prior's class for each class of the data, in label order; matched by name when not given."""
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
-    dtype: Dtype | None = None
-    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""
     seed: int = 0
     """Everything random follows from it."""
     holdout: float | None = None
@@ -61,3 +53,17 @@ class RunConfig(Settings):
         for name in names:
             if (value := getattr(self, name)) is not None:
                 check_count(value, name, most=_MOST.get(name, 10**9))
+
+
+@dataclass(frozen=True)
+class RunConfig(SetConfig):
+    """Settings of every run that makes a set of images with a prior."""
+
+    prior: str = "builtin"
+    """Frozen generator: "builtin", "random:NAME", a CompVis or DiT checkpoint, a diffusers folder or a hub id."""
+    prior_config: str | None = None
+    """YAML of a CompVis checkpoint, not needed for cin256-v2 and unconditional FFHQ; folder of a DiT's autoencoder."""
+    class_ids: tuple[int, ...] | None = None
+    """The prior's class for each class of the data, in label order; matched by name when not given."""
+    dtype: Dtype | None = None
+    """Precision of the prior's weights: "float32", "bfloat16", "float64"; bfloat16 on a GPU when not given."""

@@ -20,3 +20,16 @@ def kmeans(points: Tensor, count: int, generator: torch.Generator, *, iterations
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)  # a centre without points stays
     return centres
+
+
+def cell_sizes(points: Tensor, centres: Tensor) -> Tensor:
+    """Return how many points (n, D) lie nearest to each of the centres (K, D), (K,) int64."""
+    return torch.bincount(torch.cdist(points, centres).argmin(1), minlength=len(centres))
+
+
+def shares(sizes: Tensor) -> Tensor:
+    """Return the weights of images that stand for cells of these sizes, (K,) float32, of mean 1.
+
+    Shares of the points times K, so that cells of one size have weights of exactly 1.
+    """
+    return (sizes.double() * len(sizes) / sizes.sum()).float()

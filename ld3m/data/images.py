@@ -36,6 +36,10 @@ class ImageSet:
         """Return the positions of the images of a class, (n,) int64, ascending."""
         return (self.labels == label).nonzero().flatten()
 
+    def only(self, positions: Tensor) -> "ImageSet":
+        """Return a copy of the images at these positions, as a split of the same classes."""
+        return ImageSet(self.images[positions], self.labels[positions], self.class_names)
+
     def batch(self, indices: Tensor | Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Return the images at `indices` as float32 (B, 3, H, W) in [0, 1], on a device."""
         indices = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ld3m import networks
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
-from ld3m.config import INITS, DistillConfig, ResolvedDistillConfig, one_of, resolve
+from ld3m.config import INITS, DistillConfig, ResolvedDistillConfig, SelectConfig, one_of, resolve
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts, load_experts, train_experts
 from ld3m.distillation.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.errors import ConfigError
 from ld3m.evaluation.finish import check_protocol
+from ld3m.evaluation.judges import Judges, easiest, open_teacher
 from ld3m.matching import LOSSES
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
@@ -30,6 +33,7 @@ class Job(Run):
     config: ResolvedDistillConfig
     space: Space
     plan: Plan | None
+    real: Dataset  # what is distilled: the data, or the part of it that is kept
 
     def ended(self) -> Run:
         """Return the run without what it has on the device."""
@@ -37,7 +41,13 @@ class Job(Run):
 
 
 def prepare(
-    data: object, settings: Mapping[str, object], *, out: str | Path | None, resume: bool, overwrite: bool
+    data: object,
+    settings: Mapping[str, object],
+    *,
+    out: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    progress: bool = False,
 ) -> Job:
     """Check settings, folder, prior and data, in this order, and build what the loop needs."""
     opening = open_run(data, settings, DistillConfig, out=out, resume=resume, overwrite=overwrite)
@@ -56,16 +66,31 @@ def prepare(
     setup.check(config, prior)
     dataset = opening.load_data(config)
     dataset.train.require_per_class(config.ipc, "--ipc")
-    experts = None if LOSSES[config.algorithm].is_streamed else _check_experts(config, dataset, folder)
-    plan = setup.plan(config, prior, dataset)
+    judges = None if config.keep is None else _judges(config, dataset, folder, device, progress)
+    real = dataset if config.keep is None or judges is None else easiest(dataset, judges, config.keep)
+    real.train.require_per_class(config.ipc, f"--keep {config.keep:g} and --ipc" if config.keep else "--ipc")
+    experts = None if LOSSES[config.algorithm].is_streamed else _check_experts(config, real, folder)
+    plan = setup.plan(config, prior, real)
     if plan is not None:
         logger.info("%s", plan)
         config = replace(config, retain=plan.retain)
-    space = setup.build(config, prior, dataset, plan, device)
+    space = setup.build(config, prior, real, plan, device)
     if folder is not None:
-        sources = sources_of(prior, experts=None if experts is None else experts.fingerprint())
+        given = judges.given.digest if judges is not None and judges.given is not None else None
+        sources = sources_of(prior, experts=None if experts is None else experts.fingerprint(), teacher=given)
         folder.start(opening.data_name, config, dataset.fingerprint, sources)
-    return Job(config, opening.data_name, dataset, folder, device, space, plan)
+        if judges is not None:
+            judges.keep(folder.path)
+    return Job(config, opening.data_name, dataset, folder, device, space, plan, real)
+
+
+def _judges(
+    config: ResolvedDistillConfig, dataset: Dataset, folder: RunFolder | None, device: torch.device, progress: bool
+) -> Judges:
+    """Return what says which images are easy: a run that is gone on with has it in its folder."""
+    asked = SelectConfig(by="easy", seed=config.seed)
+    stored = folder.path if folder is not None and folder.is_resumed else None
+    return Judges(dataset, asked, device, open_teacher(config.teacher, dataset), stored, progress)
 
 
 def _check_names(config: DistillConfig) -> None:
@@ -87,7 +112,7 @@ def _check_init(init: str, words: tuple[str, ...], folder: RunFolder | None) -> 
 
 def objective_of(job: Job, progress: bool) -> Objective:
     """Build the matching objective; for trajectories without `experts`, train them first."""
-    config, dataset = job.config, job.dataset
+    config, dataset = job.config, job.real
     if LOSSES[config.algorithm].is_streamed:
         in_flight, chunk = dataset.train.num_classes, None
         if job.plan is not None:
@@ -134,7 +159,7 @@ def _train_experts(job: Job, progress: bool) -> Path:
     assert job.folder is not None  # else refused by `_check_experts`
     folder = job.folder.path / "experts"
     train_experts(
-        job.dataset,
+        job.real,
         folder,
         network=job.config.network,
         width=job.config.width,

@@ -65,7 +65,7 @@ def distill(
         MemoryBudgetError: memory runs out with the smallest plan; likewise.
     """
     started = time.perf_counter()
-    job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite)
+    job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite, progress=progress)
     with job.folder or nullcontext():
         loop = _Loop(job, objective_of(job, progress))
         if loop.iteration < job.config.iterations:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.matching import dsa
+from ld3m.selection.combine import one_tile
 
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
@@ -90,3 +91,11 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], tuple[Tensor, Mix |
     "crop-cutmix": lambda images, generator: cutmix(resized_crop_and_flip(images, generator), generator),
     "none": lambda images, generator: (images, None),
 }
+
+
+def augmentation(name: str, tiles: int) -> Callable[[Tensor, torch.Generator], tuple[Tensor, Mix | None]]:
+    """Return what a protocol does to a batch; of tiled images after a tile of each has been cut out and enlarged."""
+    augment = AUGMENTATIONS[name]
+    if tiles == 1:
+        return augment
+    return lambda images, generator: augment(one_tile(images, tiles, generator), generator)

@@ -21,16 +21,19 @@ from ld3m import networks as zoo
 from ld3m.config import EvaluateConfig, build
 from ld3m.config.keywords import EvaluateKeywords, keywords_of
 from ld3m.data import Dataset
-from ld3m.data.coreset import kmeans_images, random_images
 from ld3m.errors import ConfigError
+from ld3m.evaluation import baselines
 from ld3m.evaluation import scores as robustness
+from ld3m.evaluation.baselines import BASELINES, teachers
 from ld3m.evaluation.divergence import Accuracies, at_halved_rate, halved
 from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
-from ld3m.evaluation.teacher import Teacher, load_teacher
+from ld3m.evaluation.storage import storage_bytes
+from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalizedImages, has_dropout, train_and_test
+from ld3m.evaluation.weights import relative
 from ld3m.runs.evaluations import readable_name
 from ld3m.runs.report import Report, save_report, summary
 from ld3m.runs.result import Result
@@ -39,10 +42,9 @@ from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.storage import owning, require_writable
+from ld3m.selection import Choice, render, shown_tiles
 
 logger = logging.getLogger(__name__)
-# name: choice of real images, and whether every repeat draws its own
-BASELINES = {"random": (random_images, True), "kmeans": (kmeans_images, False)}
 
 
 @keywords_of(EvaluateConfig, but=("protocol", "teacher"))
@@ -73,8 +75,9 @@ def evaluate(
         networks: names, perhaps with a width suffix; by default the protocol's.
         repeats: trainings of each network on each set, each from fresh weights.
         epochs: length of a training, at least 2; by default the protocol's.
-        baselines: real images to compare with, as many of each class: "random" (drawn anew for every repeat) and
-            "kmeans" (nearest to the k-means centres of the class).
+        baselines: real images to compare with, as many of each class: "random" (drawn anew for every repeat), "kmeans"
+            (nearest to the k-means centres of the class) and the selectors of `ld3m.select`. Those that go by a teacher
+            take `teacher`, or one that is trained first.
         labels: "hard", or "soft": a teacher's answers to every batch as it was augmented; by default the protocol's.
             Soft labels need "random" among the baselines.
         scores: of the distilled set, "lrs" and "ars", see `ld3m.evaluation.scores`; they cost extra trainings.
@@ -121,7 +124,7 @@ def _evaluate(
     if not names:
         raise ConfigError(f"networks names at least one; leave it out for {', '.join(protocol.networks)}")
     config = replace(config, networks=names)
-    teacher = _teacher(teacher, protocol, config.baselines)
+    teacher, judge = teachers(teacher, protocol, config.baselines)
     device = resolve_device(config.device)
     together = _together(config.together, protocol, device)
     result, dataset, folder = open_inputs(
@@ -129,7 +132,7 @@ def _evaluate(
     )
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
-    comparison = Comparison(result, dataset, protocol, config, device, teacher)
+    comparison = Comparison(result, dataset, protocol, config, device, teacher, judge)
 
     start = time.perf_counter()
     finished = Progress(folder, comparison.key())
@@ -142,20 +145,6 @@ def _evaluate(
         finished.forget(comparison.tried)
         publish(folder)
     return report
-
-
-def _teacher(given: Teacher | str | Path | None, protocol: Protocol, baselines: Sequence[str]) -> Teacher | None:
-    if protocol.labels == "hard":
-        if given is not None:
-            raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
-        return None
-    if given is None:
-        raise ConfigError("soft labels need a teacher; train one with `ld3m teacher`, or ask for hard labels")
-    if "random" not in baselines:
-        raise ConfigError(
-            "soft labels stand beside random real images with the same teacher; keep 'random' among the baselines"
-        )
-    return given if isinstance(given, Teacher) else load_teacher(given)
 
 
 def _together(given: bool | None, protocol: Protocol, device: torch.device) -> bool:
@@ -180,12 +169,14 @@ class Comparison:
         config: EvaluateConfig,
         device: torch.device,
         teacher: Teacher | None = None,
+        judge: Teacher | None = None,
     ) -> None:
+        self.judge, self.weights = judge, relative(result.weights, result.labels)
         self.result, self.data, self.protocol, self.config = result, data, protocol, config
         self.device, self.teacher, self.networks = device, teacher, config.networks or protocol.networks
         self.counts: list[int] = torch.bincount(result.labels, minlength=len(data.class_names)).tolist()
         self.halvings = dict.fromkeys(self.networks, 0)  # of a network's rate, where a training of it diverged
-        self.positions: dict[str, list[Tensor]] = {}  # of a baseline's images in the training split, by repeat
+        self.choices: dict[str, list[Choice]] = {}  # of a baseline's images in the training split, by repeat
         self.seeds = {
             name: [self._generator(name, r).initial_seed() for r in range(config.repeats)] for name in self.networks
         }
@@ -195,6 +186,8 @@ class Comparison:
         if teacher:
             teacher.require_fit(data)
             teacher.to(device)
+        if judge:
+            judge.require_fit(data)
         self._choose_baselines()
 
     def _choose_baselines(self) -> None:
@@ -202,16 +195,16 @@ class Comparison:
         if self.config.baselines:
             self.data.train.require_per_class(max(self.counts), "images per class")
         for name in self.config.baselines:
-            choose, is_drawn_anew = BASELINES[name]
-            draws = self.config.repeats if is_drawn_anew else 1
+            draws = self.config.repeats if BASELINES[name].is_drawn_anew else 1
             generators = [self._generator(name, draw) for draw in range(draws)]
             self.seeds[name] = [generator.initial_seed() for generator in generators]
-            self.positions[name] = [choose(self.data.train, self.counts, generator) for generator in generators]
+            options = {"seed": self.config.seed, "teacher": self.judge, "device": self.device}
+            self.choices[name] = baselines.choose(name, self.data, self.counts, generators, **options)
 
     @property
     def sets(self) -> tuple[str, ...]:
         """The names of the sets, the distilled one first."""
-        return (str(self.result.config.get("space", "distilled")), *self.positions)
+        return (self.result.set_name, *self.choices)
 
     @property
     def trainings(self) -> list[Training]:
@@ -238,10 +231,23 @@ class Comparison:
         """Return a set's images, distilled ones as floats in [0, 1], real ones as bytes, and its labels."""
         if name == robustness.FULL:  # too many to be moved to the device
             return NormalizedImages(self.data.train.images, self.data, self.device), self.data.train.labels
-        if name not in self.positions:
+        if (choice := self.choice(name, repeat)) is None:
             return self.result.images, self.result.labels
-        positions = self.positions[name][repeat % len(self.positions[name])]
-        return self.data.train.images[positions], self.data.train.labels[positions]
+        return render(self.data.train, choice), self.data.train.labels[choice.positions[:, 0]]
+
+    def choice(self, name: str, repeat: int) -> Choice | None:
+        """Return the choice of real images that a set is; None for other sets."""
+        choices = self.choices.get(name)
+        return choices[repeat % len(choices)] if choices else None
+
+    def weights_and_tiles(self, name: str) -> tuple[Tensor | None, int]:
+        """Return the weights of a set's losses, and the tiles of its images of which one is shown at a time."""
+        if name == robustness.FULL:
+            return None, 1
+        if (choice := self.choice(name, 0)) is None:
+            return self.weights, shown_tiles(self.result.config)
+        labels = self.data.train.labels[choice.positions[:, 0]]
+        return relative(choice.weights, labels), shown_tiles({"by": BASELINES[name].by, "tiles": choice.tiles})
 
     def run(self, finished: Progress, together: bool, show: bool) -> None:
         """Do the trainings that are not finished, the repeats of a network at once where `together` says so; those of a
@@ -290,7 +296,10 @@ class Comparison:
         """Return a digest of all that decides an accuracy beside set, network and repeat."""
         facts = [dataclasses.asdict(self.protocol), self.config.seed, self.data.fingerprint, self.device.type]
         facts += [ld3m.__version__, torch.__version__, self.teacher and self.teacher.digest, self.config.full_epochs]
-        return fingerprint((self.result.images, self.result.labels), *facts)
+        facts += [self.judge.digest] if self.judge else []
+        facts += [tiles] if (tiles := shown_tiles(self.result.config)) > 1 else []
+        own = (self.result.images, self.result.labels, *([] if self.weights is None else [self.weights]))
+        return fingerprint(own, *facts)
 
     def name(self) -> str:
         """Return the name that the evaluation is kept under beside others of the same set."""
@@ -307,7 +316,7 @@ class Comparison:
             "data": self._describe_data(),
             "seed": self.config.seed,
             "seeds": self.seeds,
-            "storage_bytes": self._storage(),
+            "storage_bytes": storage_bytes(self),
             "versions": {"ld3m": ld3m.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "threads": torch.get_num_threads(),
@@ -366,6 +375,7 @@ class Comparison:
         first = job[0]
         protocol = at_halved_rate(self.protocol, first.network, first.halvings)
         sets = [self.images_and_labels(training.set, training.repeat) for training in job]
+        weights, tiles = self.weights_and_tiles(first.set)
         return train_and_test(
             first.network,
             [images for images, _ in sets],
@@ -376,6 +386,8 @@ class Comparison:
             teacher=self.teacher,
             device=self.device,
             each_epoch=each_epoch,
+            weights=weights,
+            tiles=tiles,
         )
 
     def _generator(self, purpose: str, repeat: int) -> torch.Generator:
@@ -396,15 +408,6 @@ class Comparison:
             "mean": self.data.mean.tolist(),
             "std": self.data.std.tolist(),
         }
-
-    def _storage(self) -> dict[str, dict[str, int]]:
-        """Return the bytes of each set: what was distilled in its dtype, real images as uint8."""
-        result = self.result
-        parts = {"images": result.images, "labels": result.labels, **result.parameters}
-        storage = {self.sets[0]: {part: tensor.nbytes for part, tensor in parts.items()}}
-        for name in self.positions:
-            storage[name] = {"images": result.images.numel(), "labels": result.labels.nbytes}
-        return storage
 
 
 def _last(outcome: Accuracies) -> float:

@@ -1,14 +1,17 @@
 """The end of a run: result.json, evaluation and report.html in its folder."""
 
+import time
 from collections.abc import Mapping
 
 from ld3m import networks
 from ld3m.config import one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation import PROTOCOLS, evaluate
-from ld3m.runs.folder import EVALUATION, FACTS
+from ld3m.runs.facts import measured
+from ld3m.runs.folder import EVALUATION, FACTS, GRID
 from ld3m.runs.opening import Run
 from ld3m.runs.page import publish, read_mapping
+from ld3m.runs.result import Result, load
 from ld3m.runtime.storage import write_json
 
 
@@ -50,3 +53,23 @@ def finish(run: Run, facts: Mapping[str, object], *, is_new: bool, progress: boo
             progress=progress,
         )
     publish(folder)
+
+
+def finish_classes(run: Run, out: object, started: float, seconds_per_class: float | None, *, progress: bool) -> Result:
+    """End a run whose classes are in the set in its folder: draw the grid, and `finish`.
+
+    Args:
+        out: None where the folder is to go: the set is then returned as it is.
+        started: of `time.perf_counter`.
+        seconds_per_class: None where this process made none.
+    """
+    assert run.folder is not None
+    result = load(run.folder.path)
+    if out is None:
+        return result.detached()
+    if not (run.folder.path / GRID).is_file():
+        result.draw_grid(run.folder.path)
+    seconds = time.perf_counter() - started
+    facts = measured(run.device, seed=run.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
+    finish(run, facts, is_new=seconds_per_class is not None, progress=progress)
+    return result

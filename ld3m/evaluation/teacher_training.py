@@ -47,12 +47,13 @@ def train_teacher(
     with owning(out, is_file=True):
         if out.exists() and not overwrite:
             raise ConfigError(f"{out} is there already; name another file, or allow overwrite")
-        teacher = _train(data, training, resolve_device(device), progress)
+        teacher = train_network(data, training, resolve_device(device), progress)
         teacher.save(out)
     return teacher
 
 
-def _train(data: Dataset, training: TeacherTraining, device: torch.device, progress: bool) -> Teacher:
+def train_network(data: Dataset, training: TeacherTraining, device: torch.device, progress: bool) -> Teacher:
+    """Train a network as `train_teacher` does, and keep it in memory."""
     recipe = Recipe(training.lr, training.epochs, 1 - 1 / _EMA_EPOCHS)
     protocol = Protocol("teacher", (training.network,), {training.network: recipe}, batch=training.batch_size)
     generator = seeds.generator(training.seed, "teacher")

@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state
 from ld3m import networks
 from ld3m.data import Dataset
 from ld3m.data.images import to_unit
-from ld3m.evaluation.augmentation import AUGMENTATIONS, Mix
+from ld3m.evaluation.augmentation import Mix, augmentation
 from ld3m.evaluation.protocols import SCHEDULES, Protocol, Recipe, ema_decay
 from ld3m.evaluation.teacher import Teacher
 from ld3m.runtime import seeds
@@ -52,6 +52,8 @@ def train_and_test(
     teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
     each_epoch: Callable[[], object] = lambda: None,
+    weights: Tensor | None = None,
+    tiles: int = 1,
 ) -> list[list[float] | None]:
     """Train fresh networks, one for each repeat, and return their accuracies on the test split, in percent.
 
@@ -64,6 +66,8 @@ def train_and_test(
         generators: for each repeat, on the CPU; weights, order of images and augmentation are drawn from it.
         teacher: on the device; for soft labels.
         each_epoch: called before every epoch; what it raises ends the training.
+        weights: (N,) of the images' losses, as of `ld3m.evaluation.weights.relative`; None counts all alike.
+        tiles: per side of an image, of which a batch shows one that is drawn, enlarged; 1 shows whole images.
 
     Returns:
         For each repeat the accuracies after the protocol's last epochs, as many as it tests, the last one last; None
@@ -92,6 +96,7 @@ def train_and_test(
         losses = train(
             built, [ready[id(part)] for part in images], labels.to(device), protocol, protocol.recipe(name), generators,
             answers=answers, each_epoch=each_epoch, test=test,
+            weights=None if weights is None else weights.to(device), tiles=tiles,
         )  # fmt: skip
     return [outcome if is_whole else None for outcome, is_whole in zip(outcomes, losses.isfinite(), strict=True)]
 
@@ -107,6 +112,8 @@ def train(
     answers: Callable[[Tensor], Tensor] | None = None,
     each_epoch: Callable[[], object] = lambda: None,
     test: Callable[[Sequence[nn.Module]], None] = lambda averaged: None,
+    weights: Tensor | None = None,
+    tiles: int = 1,
 ) -> Tensor:
     """Train networks of one kind, each on normalised images of its own; leave the averages of their weights in them.
 
@@ -116,13 +123,14 @@ def train(
         images: for each repeat, normalised or NormalizedImages.
         answers: of the teacher to images (B, 3, H, H), logits (B, classes); None trains on the labels.
         test: called after each of the last epochs, with copies that have the averages.
+        weights, tiles: as of `train_and_test`.
 
     Returns:
         Their last losses, (R,); NaN where losses and weights did not stay finite from first to last.
     """
     model, copies = _Repeats(built), copy.deepcopy(list(built))
     autocast = partial(torch.autocast, labels.device.type, torch.bfloat16, enabled=protocol.dtype == "bfloat16")
-    augment, rate_in = AUGMENTATIONS[protocol.augmentation], SCHEDULES[protocol.schedule]
+    augment, rate_in = augmentation(protocol.augmentation, tiles), SCHEDULES[protocol.schedule]
     optimizer = _optimizer(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
     size = protocol.batch_size(len(labels), int(labels.max()) + 1)
     is_finite = torch.ones(len(built), dtype=torch.bool, device=labels.device)
@@ -141,7 +149,9 @@ def train(
             with autocast():
                 logits = model(seen)
             logits = logits.to(seen.dtype)  # labels, temperature and loss are not of the lower precision
-            losses = torch.stack([_loss(*one, protocol) for one in zip(logits, wanted, mixes, strict=True)])
+            shares = [None] * len(batch) if weights is None else weights[batch]
+            parts = zip(logits, wanted, mixes, shares, strict=True)
+            losses = torch.stack([_loss(*one, protocol, share) for *one, share in parts])
             is_finite &= losses.detach().isfinite()
             losses.sum().backward()
             model.clip_gradients(recipe.max_gradient_norm)
@@ -223,15 +233,31 @@ def _optimizer(parameters: Sequence[Tensor], is_matrix: Sequence[bool], protocol
     return torch.optim.AdamW([group for group in groups if group["params"]], 0.0, betas=(0.9, 0.999))
 
 
-def _loss(logits: Tensor, wanted: Tensor, mix: Mix | None, protocol: Protocol) -> Tensor:
-    """Return the loss of one repeat: logits (B, classes) against labels (B,), or against a teacher's logits."""
+def _loss(logits: Tensor, wanted: Tensor, mix: Mix | None, protocol: Protocol, weights: Tensor | None = None) -> Tensor:
+    """Return the loss of one repeat: logits (B, classes) against labels (B,), or against a teacher's logits.
+
+    With weights (B,) it is the mean of weight times loss; an image that is mixed has the mixed weight of its parts.
+    """
     if wanted.is_floating_point():
         heat = protocol.temperature
-        return F.kl_div((logits / heat).log_softmax(1), (wanted / heat).softmax(1), reduction="batchmean")
-    loss = F.cross_entropy(logits, wanted)
+        logs, aims = (logits / heat).log_softmax(1), (wanted / heat).softmax(1)
+        if weights is None:
+            return F.kl_div(logs, aims, reduction="batchmean")
+        if mix is not None:
+            weights = mix.kept * weights + (1 - mix.kept) * weights[mix.partners.to(weights.device)]
+        return (weights * F.kl_div(logs, aims, reduction="none").sum(1)).mean()
+    loss = _cross_entropy(logits, wanted, weights)
     if mix is None:
         return loss
-    return mix.kept * loss + (1 - mix.kept) * F.cross_entropy(logits, wanted[mix.partners.to(wanted.device)])
+    partners = mix.partners.to(wanted.device)
+    others = None if weights is None else weights[partners]
+    return mix.kept * loss + (1 - mix.kept) * _cross_entropy(logits, wanted[partners], others)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 @torch.inference_mode()

@@ -1,7 +1,9 @@
 """A finished run as a data set of its own: images, labels and a card, to be read without ld3m."""
 
 import contextlib
+import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -17,17 +19,18 @@ from ld3m.runs import pictures
 from ld3m.runs.evaluations import earlier_files
 from ld3m.runs.opening import require_outside
 from ld3m.runs.page import read_mapping
-from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, spread_text
-from ld3m.runs.result import Result, folder_names, load
+from ld3m.runs.report import FILES, cell_text, layout, most_repeats, remarks, size_text, spread_text, stored_bytes
+from ld3m.runs.result import WEIGHTS, Result, folder_names, load
 from ld3m.runtime.exchange import exchange, held_open, restore, sweep_beside, temporary_beside
 from ld3m.runtime.reading import shown_text
 from ld3m.runtime.storage import clear_write_errors, owning, save_tensors, write_text
 
-_TENSORS, _TAGS = "images.safetensors", {"dataset-distillation", "ld3m"}
+_TENSORS, _WEIGHTS, _TAGS = "images.safetensors", "weights.csv", {"dataset-distillation", "ld3m"}
 _SPLIT_WORD = re.compile(
     r"(^|[-._ 0-9])(?=(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?:$|[-._ 0-9]))", re.I
 )
-_EXPORTED = re.compile(rf"README\.md|{re.escape(_TENSORS)}|[^/]+/\d+\.png")
+_EXPORTED = re.compile(rf"README\.md|{re.escape(_TENSORS)}|{re.escape(_WEIGHTS)}|[^/]+/\d+\.png")
+_WEIGHED = "\nThe loss of each image is to be multiplied by its weight, which is 1 on average over a class.\n"
 _ALL_PICTURES = [{"config_name": "default", "data_files": [{"split": "train", "path": "*/*.png"}]}]
 
 
@@ -39,7 +42,8 @@ def export(folder: str | Path, format: str, to: str | Path, *, overwrite: bool =
     Args:
         folder: output folder of a finished run.
         format: "imagefolder" for `to/<class>/<k>.png`, "safetensors" for `to/images.safetensors` with images, uint8
-            (N, 3, H, W), and labels, int64 (N,).
+            (N, 3, H, W), and labels, int64 (N,). Weights of the images, where they have any, go to `to/weights.csv`,
+            or are float32 (N,) beside them.
         to: folder to make; it may exist if it is empty.
         overwrite: replace an earlier export in `to`; a folder with anything else in it is refused.
 
@@ -117,11 +121,21 @@ def _write_images(result: Result, folder: Path) -> str:
     names = _folders(result.class_names)
     for label, name in enumerate(names):
         pictures.save_numbered(folder / name, result.images[result.labels == label])
-    return (
+    reading = ""
+    if result.weights is not None:
+        files = (f"{names[label]}/{k % result.ipc}.png" for k, label in enumerate(result.labels.tolist()))
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(
+            [("file", "weight"), *zip(files, result.weights.tolist(), strict=True)]
+        )
+        write_text(folder / _WEIGHTS, lines.getvalue())
+        reading = f'\nweights = numpy.array([row["weight"] for row in csv.DictReader(open("{_WEIGHTS}"))], float)'
+    return ("import csv\n" if reading else "") + (
         "import numpy, PIL.Image\n"
         f'files = [f"{{name}}/{{k}}.png" for name in {names} for k in range({result.ipc})]\n'
         "images, labels = numpy.stack([PIL.Image.open(file) for file in files]), "
         f"numpy.arange({len(names)}).repeat({result.ipc})  # {(len(result.labels), *result.images.shape[2:], 3)} uint8"
+        f"{reading}"
     )
 
 
@@ -130,11 +144,13 @@ def _write_tensors(result: Result, folder: Path) -> str:
     images = (result.images.clamp(0, 1) * 255).round().to(torch.uint8)
     about = {"class_names": result.class_names, "mean": result.mean.tolist(), "std": result.std.tolist()}
     metadata = {key: json.dumps(value) for key, value in about.items()}
-    save_tensors(folder / _TENSORS, {"images": images, "labels": result.labels}, metadata)
+    weights = {} if result.weights is None else {WEIGHTS: result.weights.float()}
+    save_tensors(folder / _TENSORS, {"images": images, "labels": result.labels, **weights}, metadata)
     return (
         "from safetensors.torch import load_file\n"
         f'tensors = load_file("{_TENSORS}")\n'
         f'images, labels = tensors["images"], tensors["labels"]  # {tuple(images.shape)} uint8'
+        + ('\nweights = tensors["weights"]' if weights else "")
     )
 
 
@@ -153,10 +169,12 @@ FORMATS = tuple(_WRITERS)
 def _card(result: Result, loading: str, format: str, run: Path) -> str:
     """Compose the README.md, whose head a hub reads as a data set card."""
     count, num_classes = len(result.labels), len(result.class_names)
+    kind, made = ("real", "selected") if "by" in result.config else ("synthetic", "distilled")
+    weighed = _WEIGHED if result.weights is not None else ""
     source = Path(str(result.config.get("data", "an image set"))).name
     head = {
         "license": "unknown",
-        "pretty_name": f"{source}, distilled",
+        "pretty_name": f"{source}, {made}",
         "task_categories": ["image-classification"],
         "tags": sorted(_TAGS),  # by which an export is known that may be replaced
     }
@@ -166,10 +184,10 @@ def _card(result: Result, loading: str, format: str, run: Path) -> str:
     return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
 
-# {_text(source)}, distilled
+# {_text(source)}, {made}
 
-{count} synthetic images of {result.images.shape[-2]} × {result.images.shape[-1]} pixels, {result.ipc} for each of \
-{num_classes} classes, distilled by ld3m to train networks on them alone.
+{count} {kind} images of {result.images.shape[-2]} × {result.images.shape[-1]} pixels, {result.ipc} for each of \
+{num_classes} classes, {made} by ld3m to train networks on them alone.
 
 The licence is not known to the program that wrote this card: the terms of the source data apply.
 
@@ -185,7 +203,7 @@ Networks see `(images / 255 - mean) / std`, by channel, with the mean and std of
 
     mean = {mean}
     std = {std}
-
+{weighed}
 ## Classes
 
 **Loaders of the ImageFolder kind number classes by sorted folder name, not by the labels of this set.** The code above
@@ -230,15 +248,18 @@ def _all_scores(run: Path) -> str:
 def _scores(evaluation: Mapping[str, Any]) -> str:
     columns, table = layout(evaluation["rows"], evaluation.get("unseen") or {}, evaluation.get("distilled_with"))
     repeats = most_repeats(evaluation["rows"])
+    sizes = stored_bytes(evaluation)
     rows = [
         [_text(name), *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))]
+        + ([size_text(sizes[name]) if name in sizes else "–"] if sizes else [])
         for name, cells in table.items()
     ]
     settings = evaluation.get("protocol") or {}
     protocol = _text(settings.get("name", "not named"))
     about = f"Test accuracy in percent of networks trained on each set, {spread_text(repeats)}; protocol: {protocol}."
     about = " ".join([about, *map(_text, remarks(evaluation["rows"], settings))])
-    return f"{about}\n\n{_table(['trained on', *map(_text, columns)], rows)}"
+    head = ["trained on", *map(_text, columns), *(["size"] if sizes else [])]
+    return f"{about}\n\n{_table(head, rows)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

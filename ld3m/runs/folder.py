@@ -14,7 +14,16 @@ import yaml
 from torch import Tensor
 
 from ld3m import __version__
-from ld3m.config import Config, ResolvedDistillConfig, ResolvedSampleConfig, Settings, build, read_yaml, to_yaml
+from ld3m.config import (
+    Config,
+    ResolvedDistillConfig,
+    ResolvedSampleConfig,
+    ResolvedSelectConfig,
+    Settings,
+    build,
+    read_yaml,
+    to_yaml,
+)
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs.edits import edits, settings_in
 from ld3m.runtime.locks import make_parent
@@ -44,6 +53,7 @@ DISTILLED, GRID, CURVES, FACTS, PAGE = (
 EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
     "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
 )  # fmt: skip
+TEACHER, SCORES = "teacher.safetensors", "scores"  # a file, and a folder of scores by class
 EVALUATIONS = "evaluations"  # folder of those before the newest
 MARKER, _NEXT_CONFIG = ".ld3m.json", ".ld3m.config.yaml"
 _OWN = (
@@ -51,12 +61,20 @@ _OWN = (
     EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS, "evaluations/*.json", "images/*/[0-9]*.png",
 )  # fmt: skip
 # Setting that hands these files in from another run, perhaps from this very folder -> files
-_REUSED = {"experts": "experts/expert-[0-9]*.safetensors", "statistics": "statistics/class-[0-9]*.safetensors"}
+_REUSED = {
+    "experts": "experts/expert-[0-9]*.safetensors", "statistics": "statistics/class-[0-9]*.safetensors",
+    "teacher": TEACHER, "scores_from": f"{SCORES}/class-[0-9]*.safetensors",
+}  # fmt: skip
+_NUMBERED = tuple(pattern for pattern in (_OWN[-1], *_REUSED.values()) if "[0-9]" in pattern)
 # Setting that may name the same thing in another place when a run is gone on with -> what has its fingerprint
-SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics"}
-_PLACES = ("images/*", "evaluations", *_REUSED)  # where a run writes, beside the folder itself
+SOURCES = {
+    "prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics",
+    "teacher": "teacher", "scores_from": "scores_from",
+}  # fmt: skip
+_PLACES = ("images/*", "evaluations", "experts", "statistics", SCORES)  # where a run writes, beside the folder itself
 # What every release has written into config.yaml
 _ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
+_KINDS = (ResolvedDistillConfig, ResolvedSampleConfig, ResolvedSelectConfig)
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 _EDITED = "Restore it as the run wrote it, or start anew with another --out or --overwrite"
 _DAMAGED = "restore it from a copy, or start again with --overwrite"
@@ -225,7 +243,7 @@ class RunFolder:
         root = self.path.resolve()
         for pattern in (*_OWN, *(pattern for name, pattern in _REUSED.items() if name not in reused)):
             for path in list(self.path.glob(pattern)):
-                is_numbered = pattern not in (_OWN[-1], *_REUSED.values()) or path.stem.rpartition("-")[2].isdecimal()
+                is_numbered = pattern not in _NUMBERED or path.stem.rpartition("-")[2].isdecimal()
                 if is_numbered and path.parent.resolve().is_relative_to(root):  # not through a link
                     yield path
 
@@ -387,5 +405,5 @@ def _is_run(folder: Path) -> bool:
         return read_marker(folder).get("kind") == "run"
     if read_marker(folder).get("kind") == "run":
         return "data" in names  # else the file was put there since
-    known = {field.name for kind in (ResolvedDistillConfig, ResolvedSampleConfig) for field in fields(kind)}
+    known = {field.name for kind in _KINDS for field in fields(kind)}
     return names >= _ALWAYS_STORED and names <= known | {"data"}

@@ -8,7 +8,17 @@ from typing import Generic, TypeVar
 import torch
 
 from ld3m import data as data_room
-from ld3m.config import INITS, ResolvedDistillConfig, ResolvedSampleConfig, RunConfig, build, differences, to_plain
+from ld3m.config import (
+    INITS,
+    ResolvedDistillConfig,
+    ResolvedSampleConfig,
+    ResolvedSelectConfig,
+    RunConfig,
+    SetConfig,
+    build,
+    differences,
+    to_plain,
+)
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError, DataError, InputError
 from ld3m.priors import Prior, StyleGAN
@@ -18,10 +28,19 @@ from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.reading import expanded, is_there
 from ld3m.runtime.storage import require_writable
 
-_PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
+_PATHS = (
+    "prior",
+    "prior_config",
+    "experts",
+    "init",
+    "statistics",
+    "teacher",
+    "scores_from",
+)  # settings that may name a file or a folder
 
-AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
-AnyResolved = ResolvedDistillConfig | ResolvedSampleConfig
+AnyConfig = TypeVar("AnyConfig", bound=SetConfig)
+WithPrior = TypeVar("WithPrior", bound=RunConfig)
+AnyResolved = ResolvedDistillConfig | ResolvedSampleConfig | ResolvedSelectConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,7 @@ class Opening(Generic[AnyConfig]):
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
         reading = {name: getattr(config, name) for name in ("resolution", "holdout", "strict", "bit_range")}
         dataset = data_room.load(self.data, **reading)
-        ids, count = config.class_ids, len(dataset.class_names)
+        ids, count = getattr(config, "class_ids", None), len(dataset.class_names)
         if ids is not None and len(ids) != count:  # before anything is planned or encoded
             raise InputError(f"class_ids needs one id a class: {count} classes, got {len(ids)} ids")
         if config.evaluate != "none" and dataset.test is None:
@@ -112,7 +131,7 @@ def require_outside(data: object, out: Path, option: str = "out") -> None:
         )
 
 
-def with_dtype(config: AnyConfig, device: torch.device, on_gpu: str = "bfloat16") -> AnyConfig:
+def with_dtype(config: WithPrior, device: torch.device, on_gpu: str = "bfloat16") -> WithPrior:
     """Fill the dtype of the prior's weights by the device where the settings leave it open."""
     return replace(config, dtype=config.dtype or (on_gpu if device.type == "cuda" else "float32"))
 
@@ -180,7 +199,7 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
             f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out (more "
             "iterations than before may be asked for), or start anew with another --out"
         )
-    for name in ("prior", "prior_config", "experts"):
+    for name in ("prior", "prior_config", "experts", "teacher"):
         value, option = getattr(here, name, None), name.replace("_", "-")
         if value and Path(value).is_absolute() and not _is_path(value):
             raise ConfigError(f"{name} {value} of the run is not there; if it was moved, say where to: --{option} PATH")

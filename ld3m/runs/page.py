@@ -15,6 +15,7 @@ from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, EVALUATIONS,
 from ld3m.runs.report import (
     FILES,
     SHOWN,
+    SIZE_REMARK,
     Cell,
     cell_text,
     diverged_text,
@@ -22,7 +23,9 @@ from ld3m.runs.report import (
     most_repeats,
     remarks,
     shown,
+    size_text,
     spread_text,
+    stored_bytes,
 )
 from ld3m.runs.result import PARAMETERS, Result, load
 from ld3m.runtime.reading import is_there, mapping, parse_json, read_text, whole
@@ -97,10 +100,11 @@ def write_report(folder: Path) -> Path:
     evaluation, soft, facts = (read_mapping(folder / name) for name in (*FILES.values(), FACTS))
     config = read_mapping(folder / CONFIG) or dict(result.config if result else {})
     source = Path(str(config.get("data", "data"))).name
-    title = _text(f"{len(result.labels)} images distilled from {source}" if result else f"Distillation of {source}")
+    made, making = ("chosen", "Selection") if "by" in config else ("distilled", "Distillation")
+    title = _text(f"{len(result.labels)} images {made} from {source}" if result else f"{making} of {source}")
     facts.pop("accuracy", None)  # the table has it
     earlier = [found for path in earlier_files(folder) if (found := read_mapping(path)).get("rows")]
-    is_sampled = "selector" in config  # no iterations, so no curves
+    is_sampled = "selector" in config or "by" in config  # no iterations, so no curves
     sections = {
         "Images": _images(folder, result),
         **({"Accuracy": accuracy_table(evaluation)} if evaluation or not soft else {}),
@@ -172,7 +176,7 @@ def _picture(png: bytes, description: str) -> str:
 def _summary(config: Mapping[str, Any], result: Result | None, evaluation: Mapping[str, Any]) -> str:
     parts = [f"{result.ipc} per class at {result.images.shape[-1]} pixels"] if result else []
     words = {"algorithm": "{} matching", "space": "{} space", "prior": "prior {}", "iterations": "{} iterations"}
-    words["selector"] = "sampled, {} selection"
+    words |= {"selector": "sampled, {} selection", "by": "real images chosen by {}"}
     parts += [pattern.format(config[key]) for key, pattern in words.items() if config.get(key) is not None]
     if unseen := evaluation.get("unseen"):
         repeats, (columns, table) = most_repeats(evaluation["rows"]), _layout(evaluation)
@@ -233,21 +237,38 @@ def accuracy_table(evaluation: Mapping[str, Any]) -> str:
     columns, table = _layout(evaluation)
     repeats = most_repeats(evaluation["rows"])
     best = [_best(cells) for cells in zip(*table.values(), strict=True)]
-    lines = ["<tr><th></th>" + "".join(f"<th>{_text(name)}</th>" for name in columns)]
+    sizes = stored_bytes(evaluation)
+    lines = ["<tr><th></th>" + "".join(f"<th>{_text(name)}</th>" for name in [*columns, *(["size"] if sizes else [])])]
     for name, cells in table.items():
         scores = (f"<td>{_score(*one, repeats)}</td>" for one in zip(columns, cells, best, strict=True))
-        lines.append(f"\n<tr><th>{_text(name)}</th>{''.join(scores)}")
+        size = f"<td>{size_text(sizes[name])}</td>" if name in sizes else ""
+        lines.append(f"\n<tr><th>{_text(name)}</th>{''.join(scores)}{size}")
     protocol = dict(evaluation.get("protocol") or {})
     deviations = "".join(f'<p class="note">{_text(remark)}</p>' for remark in protocol.pop("deviations", ()))
     note = f"Test accuracy in percent, {spread_text(repeats)}; the best {'mean ' if repeats > 1 else ''}is bold."
     if kind := "unseen" if "unseen mean" in columns else "":
         note += " Unseen: the average over the networks that took no part in the distillation."
-    note = _text(" ".join([note, *remarks(evaluation["rows"], protocol)]))
+    note = _text(" ".join([note, *remarks(evaluation["rows"], protocol), *([SIZE_REMARK] if sizes else [])]))
     return (
         f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>\n<p class="note soft">{note}</p>\n'
+        f"{_accuracy_by_size(table, columns, sizes)}'
         f"<details><summary>Protocol {_text(protocol.pop('name', ''))}</summary>{deviations}"
         f"{_facts(protocol)}</details>"
     )
+
+
+def _accuracy_by_size(
+    table: Mapping[str, Sequence[Cell | None]], columns: Sequence[str], sizes: Mapping[str, int]
+) -> str:
+    """Draw each set's accuracy, of the unseen mean or else of the first network, over the bytes it takes."""
+    at = columns.index("unseen mean") if "unseen mean" in columns else 0
+    known = {name: cells[at] for name, cells in table.items() if name in sizes}
+    points = {name: [(sizes[name] / 1024, cell.mean)] for name, cell in known.items() if cell and cell.mean is not None}
+    if not points:
+        return ""
+    chart = pictures.line_chart(points, f"Accuracy in percent ({columns[at]}) over KiB of each set")
+    picture = _picture(pictures.png_bytes(chart), "accuracy over the bytes of each set")
+    return f'<details><summary>Accuracy per byte</summary><div class="wide">{picture}</div></details>\n'
 
 
 def _best(cells: Sequence[Cell | None]) -> float | None:

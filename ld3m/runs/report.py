@@ -28,6 +28,8 @@ from ld3m.runtime.storage import write_text
 
 FILES = {"hard": EVALUATION, "soft": EVALUATION_SOFT}  # by labels
 SCORES = ("lrs", "ars")
+SIZE_REMARK = "Size: images, labels and weights, with soft labels the answers of all epochs in half precision."
+_TRAINED_ON = ("images", "labels", "weights", "soft_labels")  # not what images were rendered from
 
 
 class Cell(NamedTuple):
@@ -95,8 +97,9 @@ REPORT = mapping(
         "distilled_with": optional(_NAME),
         "data": mapping(_DATA),
     },
-    {"key": text(), "diverged": _DIVERGED},
+    {"key": text(), "diverged": _DIVERGED, "storage_bytes": mapping_of(mapping_of(whole(0, 10**18)))},
 )
+_STORAGE = mapping_of(mapping_of(whole(0, 10**18)))
 SHOWN = mapping(  # what a page and a card make use of, where it is there
     {},
     {
@@ -105,6 +108,7 @@ SHOWN = mapping(  # what a page and a card make use of, where it is there
         "protocol": optional(both(mapping({}, {"name": _NAME, **_PROTOCOL}), _rates)),
         "distilled_with": optional(_NAME),
         "diverged": _DIVERGED,
+        "storage_bytes": _STORAGE,
     },
 )
 
@@ -142,9 +146,11 @@ class Report:
         """Return the table as aligned text: a line for each set, a column for each network and one for the unseen."""
         repeats = len(self.rows[0]["accuracies"])
         columns, sets = layout(self.rows, self.unseen, self.distilled_with)
-        lines = [["", *columns]]
+        sizes = stored_bytes(self.about)
+        lines = [["", *columns, *(["size"] if sizes else [])]]
         for name, cells in sets.items():
-            lines.append([name, *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True))])
+            size = [size_text(sizes[name]) if name in sizes else "–"] if sizes else []
+            lines.append([name, *(cell_text(*one, repeats) for one in zip(columns, cells, strict=True)), *size])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
@@ -167,7 +173,8 @@ class Report:
             note += (
                 f"\nUnseen: networks other than {base_name(self.distilled_with)}, with which the images were distilled."
             )
-        return "\n".join([note, *remarks(self.rows, self.protocol)])
+        sizes = [SIZE_REMARK] if stored_bytes(self.about) else []
+        return "\n".join([note, *remarks(self.rows, self.protocol), *sizes])
 
     def __repr__(self) -> str:
         cells = {name: score and Cell(*score) for name, score in self.unseen.items()}
@@ -268,6 +275,17 @@ def remarks(rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> l
     if any(score in rows[0] for score in SCORES):
         said.append("lrs, ars: label- and augmentation-robust score, 0 to 1, mean over the networks.")
     return said
+
+
+def stored_bytes(about: Mapping[str, Any]) -> dict[str, int]:
+    """Return for each set the bytes that a training needs: images, labels and weights; none in older reports."""
+    stored: Mapping[str, Mapping[str, int]] = about.get("storage_bytes") or {}
+    return {name: sum(part for kind, part in parts.items() if kind in _TRAINED_ON) for name, parts in stored.items()}
+
+
+def size_text(size: int) -> str:
+    """Return bytes as a table has them."""
+    return f"{size / 1024:,.0f} KiB" if size < 10 * 2**20 else f"{size / 2**20:,.0f} MiB"
 
 
 def shown(column: str, mean: float, std: float) -> tuple[str, str]:

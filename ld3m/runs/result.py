@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
+WEIGHTS = "weights"  # of the images, where they differ
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10
 _SLACK = 1e-3  # of a value's range, a quarter of a grey level
 _METADATA = {"class_names": listing(text(), least=1), "config": mapping({}, {"network": optional(text())})}
@@ -42,6 +43,8 @@ class Result:
         config: every setting of the run, resolved.
         mean, std: (3,) of the training images in [0, 1]; networks see (image − mean) / std.
         path: the run's folder, where there is one.
+        weights: (N,) float32 of the images' losses in a training, 0 or more, about 1 on average over a class; None
+            where all count alike.
     """
 
     images: Tensor
@@ -52,6 +55,7 @@ class Result:
     mean: Tensor
     std: Tensor
     path: Path | None = None
+    weights: Tensor | None = None
 
     @property
     def latents(self) -> Tensor | None:
@@ -64,6 +68,11 @@ class Result:
         return self.parameters.get("conditioning")
 
     @property
+    def set_name(self) -> str:
+        """What the set is called in the rows of an evaluation."""
+        return str(self.config.get("space", "selected" if "by" in self.config else "distilled"))
+
+    @property
     def ipc(self) -> int:
         """Images per class."""
         return len(self.labels) // len(self.class_names)
@@ -72,7 +81,7 @@ class Result:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        method = [str(self.config[key]) for key in ("algorithm", "selector", "space") if key in self.config]
+        method = [str(self.config[key]) for key in ("algorithm", "selector", "by", "space") if key in self.config]
         parts = [self._summary(), "-".join(method), "" if self.path is None else str(self.path)]
         return f"Result({', '.join(filter(None, parts))})"
 
@@ -108,9 +117,17 @@ class Result:
                     left.unlink()
         self.draw_grid(folder)
         tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std, **self.parameters}
+        tensors |= {} if self.weights is None else {WEIGHTS: self.weights}
         about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}
         save_tensors(folder / DISTILLED, tensors, about)
         return folder
+
+    def detached(self) -> "Result":
+        """Return the set without its folder, not holding on to the file that it was loaded from."""
+        own = {name: getattr(self, name).clone() for name in ("images", "labels", "mean", "std")}
+        parameters = {name: tensor.clone() for name, tensor in self.parameters.items()}
+        weights = None if self.weights is None else self.weights.clone()
+        return replace(self, **own, parameters=parameters, weights=weights, path=None)
 
     def draw_grid(self, folder: Path) -> None:
         """Write `grid.png`."""
@@ -145,6 +162,7 @@ def load(folder: str | Path) -> Result:
         mean=tensors["mean"],
         std=tensors["std"],
         path=folder,
+        weights=tensors.get(WEIGHTS),
     )
     if fault := _fault_of(result):
         raise CheckpointError(f"{path} is no distilled set: {fault}; {_AGAIN}")
@@ -173,7 +191,15 @@ def _fault_of(result: Result) -> str:
             return f"{name} has 3 values, got {tuple(tensor.shape)}"
         if name in PARAMETERS and (not tensor.ndim or len(tensor) != len(images)):
             return f"{name} has a row for each of {len(images)} images, got {tuple(tensor.shape)}"
+    if result.weights is not None and (fault := _fault_of_weights(result.weights, len(images))):
+        return fault
     return "" if bool((result.std > 0).all()) else f"std is above 0, got {shown(result.std.tolist())}"
+
+
+def _fault_of_weights(weights: Tensor, count: int) -> str:
+    if weights.shape != (count,) or not weights.is_floating_point() or not bool(weights.isfinite().all()):
+        return f"weights are finite numbers, one for each of {count} images, got {tuple(weights.shape)} {weights.dtype}"
+    return "" if bool((weights >= 0).all()) and bool(weights.any()) else "weights are 0 or more, and not all 0"
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:

@@ -1,4 +1,6 @@
-"""Data sets sampled from a prior (D3HR, D4M): statistics of a class, then latents chosen by them.
+"""Sets that are made class by class: sampled from a prior (D3HR, D4M), or chosen among real images.
+
+To sample: statistics of a class, then latents chosen by them.
 
 A selector is two functions:
 
@@ -22,11 +24,12 @@ class Selector:
 
     gather: Callable[..., ClassStatistics]
     select: Callable[..., tuple]
+    is_weighted: bool = False  # the images have weights
 
 
 SELECTORS = {
     "group": Selector(inverted_statistics, group.select),
     "moments": Selector(inverted_statistics, moments.select),
     "random": Selector(inverted_statistics, random.select),
-    "kmeans": Selector(kmeans.prototype_statistics, random.select),  # one image from each prototype
+    "kmeans": Selector(kmeans.prototype_statistics, random.select, is_weighted=True),  # one image from each prototype
 }

@@ -1,6 +1,5 @@
 """Data sets sampled from a prior, class by class: gather statistics, choose latents by them, sample images."""
 
-import json
 import logging
 import tempfile
 import time
@@ -16,11 +15,11 @@ from ld3m.chain import sample
 from ld3m.config.keywords import SampleKeywords, keywords_of
 from ld3m.data.ranges import from_signed, to_signed
 from ld3m.errors import MemoryBudgetError, NumericsError
-from ld3m.evaluation.finish import finish
+from ld3m.evaluation.finish import finish_classes
 from ld3m.runs import pictures
-from ld3m.runs.facts import measured
-from ld3m.runs.folder import DISTILLED, GRID
-from ld3m.runs.result import Result, load
+from ld3m.runs.folder import DISTILLED
+from ld3m.runs.result import WEIGHTS, Result
+from ld3m.runs.set_rows import open_set
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.progress import progress_bar
@@ -72,21 +71,7 @@ def sample_dataset(
         job = prepare(data, settings, **where)
         with job.folder:
             seconds_per_class = _sample_classes(job, progress)
-            result = load(job.folder.path)
-            if out is None:
-                return _detached(result)
-            if not (job.folder.path / GRID).is_file():
-                result.draw_grid(job.folder.path)
-            seconds = time.perf_counter() - started
-            facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
-            finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
-            return result
-
-
-def _detached(stored: Result) -> Result:
-    """Return a result that does not hold on to the file it was loaded from."""
-    own = {name: getattr(stored, name).clone() for name in ("images", "labels", "mean", "std")}
-    return replace(stored, **own, parameters={name: t.clone() for name, t in stored.parameters.items()}, path=None)
+            return finish_classes(job, out, started, seconds_per_class, progress=progress)
 
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
@@ -114,23 +99,10 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
 
 
 def _row_file(job: SampleJob) -> RowFile:
-    """Open the distilled set, and fill in what is known before the first class."""
-    config, dataset, prior = job.config, job.dataset, job.prior
-    num_classes = dataset.train.num_classes
-    count, side = num_classes * config.ipc, config.resolution // prior.downsample
-    shapes = {
-        "images": (torch.float32, (count, 3, config.resolution, config.resolution)),
-        "labels": (torch.int64, (count,)),
-        "latents": (torch.float32, (count, prior.latent_channels, side, side)),
-        "mean": (torch.float32, (3,)),
-        "std": (torch.float32, (3,)),
-    }
-    about = {"class_names": list(dataset.class_names), "config": job.stored_settings()}
-    rows = RowFile(job.folder.path / DISTILLED, shapes, {k: json.dumps(v, sort_keys=True) for k, v in about.items()})
-    rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
-    rows.write("mean", dataset.mean)
-    rows.write("std", dataset.std)
-    return rows
+    """Open the distilled set."""
+    side = job.config.resolution // job.prior.downsample
+    weights = {WEIGHTS: ()} if SELECTORS[job.config.selector].is_weighted else {}
+    return open_set(job, latents=(job.prior.latent_channels, side, side), **weights)
 
 
 def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob, dict[str, object]]:
@@ -173,6 +145,8 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     images = from_signed(images)
     pictures.save_numbered(job.folder.path / "images" / job.folder_names[label], images)
     rows.write("latents", chosen.latents, label * config.ipc)
+    if statistics.weights is not None:
+        rows.write(WEIGHTS, statistics.weights, label * config.ipc)
     rows.write("images", images, label * config.ipc)
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
 
@@ -184,7 +158,7 @@ def _gather(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics
     statistics = SELECTORS[job.config.selector].gather(job.prior, latents, conditioning, job.config, seed)
     _require_finite(job, label, {"statistics": statistics.mean + statistics.std})
     path = job.statistics_file(label)
-    save_tensors(path, {"mean": statistics.mean, "std": statistics.std}, job.provenance(label))
+    save_tensors(path, statistics.tensors(), job.provenance(label))
     return statistics
 
 

@@ -100,7 +100,7 @@ class SampleJob(Run):
         about |= {"resolution": config.resolution, "prior": self.prior_name, "class_id": self.class_ids[label]}
         about |= {"dtype": config.dtype, "steps": config.steps, "stop": config.stop}
         if config.selector == "kmeans":
-            about["prototypes"] = config.ipc
+            about |= {"prototypes": config.ipc, "shares": "kept"}  # earlier releases did not keep them
         else:
             about["inversion_guidance"] = float(config.inversion_guidance)
         return {key: str(value) for key, value in about.items()}

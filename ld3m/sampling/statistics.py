@@ -19,12 +19,19 @@ class ClassStatistics:
     Args:
         mean, std: (K, c, h, w) float32: one Gaussian, or one for each image to be made.
         step, steps: point of the DDIM grid whose noise the latents carry, and the points it has.
+        weights: (K,) of the images, of mean 1; None where all count alike.
     """
 
     mean: Tensor
     std: Tensor
     step: int
     steps: int
+    weights: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is stored."""
+        weights = {} if self.weights is None else {"weights": self.weights}
+        return {"mean": self.mean, "std": self.std, **weights}
 
     def noisy(self, noise: Tensor) -> NoisyLatents:
         """Return latents mean + std · noise, for noise (N, c, h, w), at their point of the grid."""

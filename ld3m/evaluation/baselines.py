@@ -1,0 +1,98 @@
+"""Sets of real images that a distilled set is compared with, by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ld3m.config import SelectConfig
+from ld3m.data import Dataset
+from ld3m.errors import ConfigError
+from ld3m.evaluation.judges import Judges
+from ld3m.evaluation.protocols import Protocol
+from ld3m.evaluation.teacher import Teacher, load_teacher
+from ld3m.selection import SELECTIONS, Candidates, Choice
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A set of real images.
+
+    Args:
+        by: the selector.
+        is_drawn_anew: whether every repeat draws its own.
+        is_weighted: whether the weights that the selector gives are used.
+    """
+
+    by: str
+    is_drawn_anew: bool = False
+    is_weighted: bool = True
+
+    @property
+    def needs_teacher(self) -> bool:
+        return SELECTIONS[self.by].judge == "teacher"
+
+
+BASELINES = {
+    "random": Baseline("random", is_drawn_anew=True),
+    "kmeans": Baseline("kmeans", is_weighted=False),
+    "kmeans-weighted": Baseline("kmeans"),
+    **{name: Baseline(name) for name in SELECTIONS if name not in ("random", "kmeans")},
+}
+
+
+def choose(
+    name: str,
+    data: Dataset,
+    counts: Sequence[int],
+    generators: Sequence[torch.Generator],
+    *,
+    seed: int,
+    teacher: Teacher | None,
+    device: torch.device,
+    progress: bool = True,
+) -> list[Choice]:
+    """Choose counts[k] real images of each class k, once for each generator.
+
+    Args:
+        seed: of networks that judge, and of random crops.
+        teacher: by which images are chosen; one is trained where it is None and needed.
+    """
+    baseline = BASELINES[name]
+    selection, config = SELECTIONS[baseline.by], SelectConfig(by=baseline.by, ipc=max(counts), seed=seed)
+    config = replace(config, tiles=selection.tiles(data.resolution))
+    for label in range(len(counts)):
+        needed = counts[label] * selection.tiles(data.resolution) ** 2
+        Candidates(data, label).require(needed, baseline.by, counts[label], selection.tiles(data.resolution))
+    judges = Judges(data, config, device, teacher, progress=progress)
+    scores = [judges.scores(label) for label in range(len(counts))]
+    choices = [
+        Choice.joined(
+            [
+                selection.choose(Candidates(data, label), scores[label], count, config, generator)
+                for label, count in enumerate(counts)
+            ]
+        )
+        for generator in generators
+    ]
+    return choices if baseline.is_weighted else [replace(choice, weights=None) for choice in choices]
+
+
+def teachers(
+    given: Teacher | str | Path | None, protocol: Protocol, names: Sequence[str]
+) -> tuple[Teacher | None, Teacher | None]:
+    """Return the teacher of soft labels, and the one by which baselines are chosen."""
+    is_judge = any(BASELINES[name].needs_teacher for name in names)
+    loaded = load_teacher(given) if isinstance(given, str | Path) else given
+    if protocol.labels == "hard":
+        if given is not None and not is_judge:
+            raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
+        return None, loaded
+    if given is None:
+        raise ConfigError("soft labels need a teacher; train one with `ld3m teacher`, or ask for hard labels")
+    if "random" not in names:
+        raise ConfigError(
+            "soft labels stand beside random real images with the same teacher; keep 'random' among the baselines"
+        )
+    return loaded, loaded if is_judge else None
