@@ -20,10 +20,12 @@ from ld3m.config.sample import ResolvedSampleConfig, SampleConfig
 from ld3m.config.select import ResolvedSelectConfig, SelectConfig
 from ld3m.config.training import ExpertTraining, TeacherTraining
 
+RESOLVED = (ResolvedDistillConfig, ResolvedSampleConfig, ResolvedSelectConfig)  # of the runs that make a set
+
 __all__ = [
-    "INITS", "PRESETS", "Config", "DistillConfig", "EvaluateConfig", "ExpertTraining", "ResolvedDistillConfig",
-    "ResolvedSampleConfig", "ResolvedSelectConfig", "RunConfig", "SampleConfig", "SelectConfig", "SetConfig",
-    "Settings", "TeacherTraining", "build", "check_above_zero", "check_count", "check_epochs", "check_finite",
-    "check_fraction", "check_positive", "check_steps", "differences", "is_count", "one_of", "read_yaml", "resolve",
-    "to_plain", "to_yaml",
+    "INITS", "PRESETS", "RESOLVED", "Config", "DistillConfig", "EvaluateConfig", "ExpertTraining",
+    "ResolvedDistillConfig", "ResolvedSampleConfig", "ResolvedSelectConfig", "RunConfig", "SampleConfig",
+    "SelectConfig", "SetConfig", "Settings", "TeacherTraining", "build", "check_above_zero", "check_count",
+    "check_epochs", "check_finite", "check_fraction", "check_positive", "check_steps", "differences", "is_count",
+    "one_of", "read_yaml", "resolve", "to_plain", "to_yaml",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Settings of a set of real images that are chosen."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ld3m.config.checks import check_epochs
 from ld3m.config.fields import unset
@@ -56,6 +57,6 @@ def resolve(config: SelectConfig, native_resolution: int | None, tiles: int) -> 
         tiles: per side of an image where the settings do not say.
     """
     resolution = config.resolution or native_resolution or _RESOLUTION
-    filled = {"resolution": resolution, "evaluate": "quick" if resolution < 128 else "glad-hard", "tiles": tiles}
-    given = vars(config)
+    filled: dict[str, Any] = {"resolution": resolution, "evaluate": "quick" if resolution < 128 else "glad-hard", "tiles": tiles}
+    given: dict[str, Any] = vars(config)
     return ResolvedSelectConfig(**given | {key: value for key, value in filled.items() if given[key] is None})

@@ -84,15 +84,13 @@ def teachers(
 ) -> tuple[Teacher | None, Teacher | None]:
     """Return the teacher of soft labels, and the one by which baselines are chosen."""
     is_judge = any(BASELINES[name].needs_teacher for name in names)
-    loaded = load_teacher(given) if isinstance(given, str | Path) else given
-    if protocol.labels == "hard":
-        if given is not None and not is_judge:
-            raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
-        return None, loaded
-    if given is None:
+    if protocol.labels == "hard" and given is not None and not is_judge:
+        raise ConfigError("a teacher has no use for hard labels; leave it out, or ask for soft labels")
+    if protocol.labels == "soft" and given is None:
         raise ConfigError("soft labels need a teacher; train one with `ld3m teacher`, or ask for hard labels")
-    if "random" not in names:
+    if protocol.labels == "soft" and "random" not in names:
         raise ConfigError(
             "soft labels stand beside random real images with the same teacher; keep 'random' among the baselines"
         )
-    return loaded, loaded if is_judge else None
+    teacher = load_teacher(given) if isinstance(given, str | Path) else given
+    return teacher if protocol.labels == "soft" else None, teacher if is_judge else None

@@ -72,15 +72,14 @@ class Judges:
     @cached_property
     def early(self) -> list[nn.Module]:
         """Networks early in training."""
-        count = self.config.early_networks
-        logger.info("%d networks are trained for %d epochs", count, self.config.early_epochs)
-        trainings = (
-            TeacherTraining(
-                self._network, epochs=self.config.early_epochs, seed=seeds.derive(self.config.seed, "early network", k)
-            )
-            for k in range(count)
-        )
-        return [train_network(self.data, one, self.device, self.progress).network for one in trainings]
+        count, epochs = self.config.early_networks, self.config.early_epochs
+        logger.info("%d networks are trained for %d epochs, by which images are chosen", count, epochs)
+        found: list[nn.Module] = []
+        for k in range(count):
+            seed = seeds.derive(self.config.seed, "early network", k)
+            training = TeacherTraining(self._network, epochs, seed=seed)
+            found.append(train_network(self.data, training, self.device, self.progress).network)
+        return found
 
     @property
     def _network(self) -> str:

@@ -14,16 +14,7 @@ import yaml
 from torch import Tensor
 
 from ld3m import __version__
-from ld3m.config import (
-    Config,
-    ResolvedDistillConfig,
-    ResolvedSampleConfig,
-    ResolvedSelectConfig,
-    Settings,
-    build,
-    read_yaml,
-    to_yaml,
-)
+from ld3m.config import RESOLVED, Config, Settings, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs.edits import edits, settings_in
 from ld3m.runtime.locks import make_parent
@@ -74,7 +65,6 @@ SOURCES = {
 _PLACES = ("images/*", "evaluations", "experts", "statistics", SCORES)  # where a run writes, beside the folder itself
 # What every release has written into config.yaml
 _ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
-_KINDS = (ResolvedDistillConfig, ResolvedSampleConfig, ResolvedSelectConfig)
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 _EDITED = "Restore it as the run wrote it, or start anew with another --out or --overwrite"
 _DAMAGED = "restore it from a copy, or start again with --overwrite"
@@ -405,5 +395,5 @@ def _is_run(folder: Path) -> bool:
         return read_marker(folder).get("kind") == "run"
     if read_marker(folder).get("kind") == "run":
         return "data" in names  # else the file was put there since
-    known = {field.name for kind in _KINDS for field in fields(kind)}
+    known = {field.name for kind in RESOLVED for field in fields(kind)}
     return names >= _ALWAYS_STORED and names <= known | {"data"}

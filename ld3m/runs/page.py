@@ -251,7 +251,7 @@ def accuracy_table(evaluation: Mapping[str, Any]) -> str:
     note = _text(" ".join([note, *remarks(evaluation["rows"], protocol), *([SIZE_REMARK] if sizes else [])]))
     return (
         f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>\n<p class="note soft">{note}</p>\n'
-        f"{_accuracy_by_size(table, columns, sizes)}'
+        f"{_accuracy_by_size(table, columns, sizes)}"
         f"<details><summary>Protocol {_text(protocol.pop('name', ''))}</summary>{deviations}"
         f"{_facts(protocol)}</details>"
     )

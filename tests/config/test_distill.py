@@ -61,7 +61,7 @@ def test_accepted_and_stored_as(name, value, stored):
         ("schedule", abs, "schedule is str"),
         ("seed", "abc", "seed is int, got 'abc'"),
         ("itterations", 3, "'itterations' is not a setting of distill; did you mean 'iterations'"),
-        ("qqq", 3, "'qqq' is not a setting of distill; known are prior, prior_config"),
+        ("qqq", 3, "'qqq' is not a setting of distill; known are ipc, .*, prior, prior_config"),
     ],
 )
 def test_wrong_types_and_names_are_refused(name, value, message):

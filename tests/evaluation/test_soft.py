@@ -177,7 +177,7 @@ def test_rows_carry_the_teacher_beside_random_images(toy, pair, teacher, monkeyp
         assert row["best_epoch"] == {"accuracies": [100.0, 100.0], "mean": 100.0, "std": 0.0}
     assert report.about["teacher"]["test_accuracy"] == teacher.about["test_accuracy"]
     table = report.table()
-    assert table.splitlines()[0].split() == ["ConvNet-w0.06", "ConvNet-w0.06", "best_epoch", "unseen", "mean"]
+    assert table.splitlines()[0].split() == ["ConvNet-w0.06", "ConvNet-w0.06", "best_epoch", "unseen", "mean", "size"]
     assert f"Soft labels of the teacher {teacher.name}, for every set." in table
     assert "best_epoch: the best of the last 9 epochs by test accuracy" in table
     assert Report.from_json(report.to_json()) == report
