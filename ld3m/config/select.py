@@ -57,6 +57,7 @@ def resolve(config: SelectConfig, native_resolution: int | None, tiles: int) -> 
         tiles: per side of an image where the settings do not say.
     """
     resolution = config.resolution or native_resolution or _RESOLUTION
-    filled: dict[str, Any] = {"resolution": resolution, "evaluate": "quick" if resolution < 128 else "glad-hard", "tiles": tiles}
+    evaluate = "quick" if resolution < 128 else "glad-hard"
+    filled: dict[str, Any] = {"resolution": resolution, "evaluate": evaluate, "tiles": tiles}
     given: dict[str, Any] = vars(config)
     return ResolvedSelectConfig(**given | {key: value for key, value in filled.items() if given[key] is None})

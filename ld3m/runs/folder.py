@@ -58,10 +58,7 @@ _REUSED = {
 }  # fmt: skip
 _NUMBERED = tuple(pattern for pattern in (_OWN[-1], *_REUSED.values()) if "[0-9]" in pattern)
 # Setting that may name the same thing in another place when a run is gone on with -> what has its fingerprint
-SOURCES = {
-    "prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics",
-    "teacher": "teacher", "scores_from": "scores_from",
-}  # fmt: skip
+SOURCES = {"prior": "prior", "prior_config": "prior", **{name: name for name in _REUSED}}
 _PLACES = ("images/*", "evaluations", "experts", "statistics", SCORES)  # where a run writes, beside the folder itself
 # What every release has written into config.yaml
 _ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
@@ -173,7 +170,7 @@ class RunFolder:
                 self._require_same_settings(about)
                 self._require_same_sources(config, about)
             else:
-                self._begin(to_yaml(config, data=data), [name for name in _REUSED if getattr(config, name, None)])
+                self._begin(to_yaml(config, data=data), [name for name in _REUSED if self._lies_here(config, name)])
             self._said = settings_in(self.path / CONFIG)
         except BaseException as error:
             self._owned.__exit__(type(error), error, error.__traceback__)
@@ -236,6 +233,10 @@ class RunFolder:
                 is_numbered = pattern not in _NUMBERED or path.stem.rpartition("-")[2].isdecimal()
                 if is_numbered and path.parent.resolve().is_relative_to(root):  # not through a link
                     yield path
+
+    def _lies_here(self, config: Settings, name: str) -> bool:
+        """Whether a setting names something in this folder."""
+        return bool(value := getattr(config, name, None)) and Path(value).resolve().is_relative_to(self.path.resolve())
 
     def _require_same_settings(self, about: Mapping[str, str]) -> None:
         """Raise where config.yaml is not as it was when the checkpoint was made; older checkpoints cannot tell.

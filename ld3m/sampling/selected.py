@@ -106,7 +106,7 @@ def _prepare(
     native = None if asked.teacher is None else load_teacher(asked.teacher).resolution
     config = resolve(asked, native, 1)
     per_side = selection.tiles(config.resolution)
-    if asked.tiles is not None and selection.tiles(2**20) == 1:
+    if asked.tiles not in (None, 1) and selection.tiles(2**20) == 1:
         raise ConfigError(f"tiles are for rded and combine, and the selector is {asked.by!r}; leave them out")
     config = replace(config, tiles=asked.tiles or per_side)
     if config.tiles > config.resolution // 4:

@@ -151,8 +151,8 @@ def test_kmeans_is_weighted_where_it_is_said(toy):
 
 
 def test_bytes_are_counted(toy, result, brief):
-    from ld3m.evaluation.comparison import Comparison
     from ld3m.config import EvaluateConfig
+    from ld3m.evaluation.comparison import Comparison
 
     config = EvaluateConfig(networks=("ConvNet-w0.06",), repeats=1, baselines=("random", "kmeans-weighted"))
     weighted = replace(two_each(toy, result), weights=torch.tensor([1.0, 2.0] * 3), parameters={})

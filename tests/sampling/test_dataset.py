@@ -442,3 +442,25 @@ def test_rows_are_written_as_they_are_made(go, tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis, "_sample_class", watched)
     go(out=tmp_path / "run", ipc=2)
     assert len(made) == 6
+
+
+def test_kmeans_images_have_the_shares_of_their_cells_as_weights(go, tmp_path):
+    path = go(selector="kmeans", ipc=3, out=tmp_path / "run").path
+    weights = ld3m.load(path).weights.view(3, 3)
+    assert weights.sum(1).tolist() == pytest.approx([3, 3, 3])
+    assert torch.allclose(weights * 11 / 3, (weights * 11 / 3).round(), atol=1e-5)  # whole images of 11
+    stored = [storage.load_tensors(file)[0]["weights"] for file in sorted((path / "statistics").iterdir())]
+    assert torch.equal(torch.stack(stored), weights)
+    again = go(selector="kmeans", ipc=3, statistics=str(path / "statistics"))
+    assert torch.equal(again.weights, weights.flatten())
+    assert go(ipc=3).weights is None
+
+
+def test_statistics_without_shares_are_gathered_anew(go, tmp_path):
+    path = go(selector="kmeans", ipc=2, out=tmp_path / "run").path
+    for file in (path / "statistics").iterdir():  # as an earlier release wrote them
+        tensors, about = storage.load_tensors(file)
+        del tensors["weights"], about["shares"]
+        storage.save_tensors(file, tensors, about)
+    with pytest.raises(ConfigError, match="shares None → 'kept'"):
+        go(selector="kmeans", ipc=2, statistics=str(path / "statistics"))
