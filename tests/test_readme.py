@@ -15,7 +15,15 @@ from ld3m import cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-OTHER_OPTIONS = {"--help", "--version", "--check", "--no-cov", "--suite", "--json"}  # of ld3m, ruff, pytest, benchmarks
+OTHER_OPTIONS = {
+    "--help",
+    "--version",
+    "--check",
+    "--no-cov",
+    "--suite",
+    "--json",
+    "--state",
+}  # of ld3m, ruff, pytest, benchmarks
 KINDS = {name: kind for name, (kind, _) in cli.COMMANDS.items()}
 
 
@@ -47,7 +55,7 @@ def fields_of(kind: type) -> set[str]:
 
 def test_there_are_commands():
     assert {command.split()[0] for command in commands()} == {
-        "distill", "doctor", "evaluate", "experts", "export", "info", "prior", "sample", "teacher"
+        "distill", "doctor", "evaluate", "experts", "export", "info", "prior", "sample", "select", "teacher"
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 
 import ld3m
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
-from ld3m.config import DistillConfig, EvaluateConfig, RunConfig, SampleConfig, keywords
+from ld3m.config import DistillConfig, EvaluateConfig, RunConfig, SampleConfig, SelectConfig, SetConfig, keywords
 from ld3m.config.distill import Injection, Metric, Preset, Schedule
 from ld3m.config.fields import fits
 from ld3m.config.presets import PRESETS
@@ -26,6 +26,8 @@ from ld3m.runtime.devices import DTYPES
 
 FOLDER = Path(__file__).parent / "typing"
 PAIRS = [
+    (keywords.SetKeywords, SetConfig, ()),
+    (keywords.SelectKeywords, SelectConfig, ()),
     (keywords.RunKeywords, RunConfig, ()),
     (keywords.DistillKeywords, DistillConfig, ()),
     (keywords.SampleKeywords, SampleConfig, ()),
@@ -56,7 +58,12 @@ def test_keywords_are_the_fields(options, config, left_out, monkeypatch):
 
 @pytest.mark.parametrize(
     ("function", "config"),
-    [(ld3m.distill, DistillConfig), (ld3m.sample_dataset, SampleConfig), (ld3m.evaluate, EvaluateConfig)],
+    [
+        (ld3m.distill, DistillConfig),
+        (ld3m.sample_dataset, SampleConfig),
+        (ld3m.select, SelectConfig),
+        (ld3m.evaluate, EvaluateConfig),
+    ],
 )
 def test_signatures_show_every_field_with_its_default(function, config):
     parameters = inspect.signature(function).parameters
@@ -66,7 +73,7 @@ def test_signatures_show_every_field_with_its_default(function, config):
 
 
 def test_defaults_have_the_types_of_their_fields():
-    for config in (DistillConfig, SampleConfig, EvaluateConfig):
+    for config in (DistillConfig, SampleConfig, SelectConfig, EvaluateConfig):
         for field in dataclasses.fields(config):
             assert fits(field.default, field.type), field.name
 

@@ -14,6 +14,7 @@ from ld3m.config import PRESETS, DistillConfig, SampleConfig
 from ld3m.evaluation import PROTOCOLS
 from ld3m.matching import LOSSES
 from ld3m.sampling import SELECTORS
+from ld3m.selection import SELECTIONS
 from ld3m.spaces import SPACES
 
 MAIN = {
@@ -69,6 +70,7 @@ def test_choices_are_shown(help_of):
     assert "--evaluate {glad-hard,quick,none}" in shown
     assert f"--protocol {{{','.join(PROTOCOLS)}}}" in help_of("evaluate")
     assert f"--selector {{{','.join(SELECTORS)}}}" in help_of("sample")
+    assert f"--by {{{','.join(SELECTIONS)}}}" in help_of("select")
     assert "--format {imagefolder,safetensors}" in help_of("export")
 
 
@@ -93,6 +95,7 @@ COMPLETED = {
     "prior train --kl": ["--kl-weight"],
     "export --format s": ["safetensors"],
     "sample --selector ": list(SELECTORS),
+    "select --by ": list(SELECTIONS),
 }
 
 
