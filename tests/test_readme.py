@@ -15,6 +15,7 @@ from ld3m import cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+# Of ld3m, ruff, pytest, benchmarks
 OTHER_OPTIONS = {
     "--help",
     "--version",
@@ -23,7 +24,7 @@ OTHER_OPTIONS = {
     "--suite",
     "--json",
     "--state",
-}  # of ld3m, ruff, pytest, benchmarks
+}
 KINDS = {name: kind for name, (kind, _) in cli.COMMANDS.items()}
 
 

@@ -51,7 +51,7 @@ def choose(
     seed: int,
     teacher: Teacher | None,
     device: torch.device,
-    progress: bool = True,
+    progress: bool = False,
 ) -> list[Choice]:
     """Choose counts[k] real images of each class k, once for each generator.
 

@@ -132,7 +132,7 @@ def _evaluate(
     )
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
-    comparison = Comparison(result, dataset, protocol, config, device, teacher, judge)
+    comparison = Comparison(result, dataset, protocol, config, device, teacher, judge, progress)
 
     start = time.perf_counter()
     finished = Progress(folder, comparison.key())
@@ -170,6 +170,7 @@ class Comparison:
         device: torch.device,
         teacher: Teacher | None = None,
         judge: Teacher | None = None,
+        progress: bool = False,
     ) -> None:
         self.judge, self.weights = judge, relative(result.weights, result.labels)
         self.result, self.data, self.protocol, self.config = result, data, protocol, config
@@ -188,9 +189,9 @@ class Comparison:
             teacher.to(device)
         if judge:
             judge.require_fit(data)
-        self._choose_baselines()
+        self._choose_baselines(progress)
 
-    def _choose_baselines(self) -> None:
+    def _choose_baselines(self, progress: bool) -> None:
         """Choose the real images, as many of each class as there are distilled ones."""
         if self.config.baselines:
             self.data.train.require_per_class(max(self.counts), "images per class")
@@ -198,7 +199,7 @@ class Comparison:
             draws = self.config.repeats if BASELINES[name].is_drawn_anew else 1
             generators = [self._generator(name, draw) for draw in range(draws)]
             self.seeds[name] = [generator.initial_seed() for generator in generators]
-            options = {"seed": self.config.seed, "teacher": self.judge, "device": self.device}
+            options = {"seed": self.config.seed, "teacher": self.judge, "device": self.device, "progress": progress}
             self.choices[name] = baselines.choose(name, self.data, self.counts, generators, **options)
 
     @property

@@ -248,7 +248,7 @@ def accuracy_table(evaluation: Mapping[str, Any]) -> str:
     note = f"Test accuracy in percent, {spread_text(repeats)}; the best {'mean ' if repeats > 1 else ''}is bold."
     if kind := "unseen" if "unseen mean" in columns else "":
         note += " Unseen: the average over the networks that took no part in the distillation."
-    note = _text(" ".join([note, *remarks(evaluation["rows"], protocol), *([SIZE_REMARK] if sizes else [])]))
+    note = _text(" ".join([note, *([SIZE_REMARK] if sizes else []), *remarks(evaluation["rows"], protocol)]))
     return (
         f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>\n<p class="note soft">{note}</p>\n'
         f"{_accuracy_by_size(table, columns, sizes)}"

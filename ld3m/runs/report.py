@@ -174,7 +174,7 @@ class Report:
                 f"\nUnseen: networks other than {base_name(self.distilled_with)}, with which the images were distilled."
             )
         sizes = [SIZE_REMARK] if stored_bytes(self.about) else []
-        return "\n".join([note, *remarks(self.rows, self.protocol), *sizes])
+        return "\n".join([note, *sizes, *remarks(self.rows, self.protocol)])
 
     def __repr__(self) -> str:
         cells = {name: score and Cell(*score) for name, score in self.unseen.items()}

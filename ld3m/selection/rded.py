@@ -17,6 +17,7 @@ from ld3m.data.ranges import resize
 from ld3m.selection.base import Candidates, Choice, Measured, losses_and_errors
 
 _LEAST_AREA = 0.08
+_AT_ONCE = 16  # images whose crops the teacher sees at once
 
 
 def tiles(resolution: int) -> int:
@@ -36,12 +37,15 @@ def measure(
     boxes = draw_squares(len(drawn) * config.crops, side, generator).unflatten(0, (len(drawn), config.crops))
     score = torch.full((len(members),), torch.inf, dtype=torch.float64)
     chosen = torch.zeros(len(members), 3, dtype=torch.int64)
-    for at, own in zip(drawn.tolist(), boxes, strict=True):
-        image = data.train.batch(members[at : at + 1], device)
-        crops = [_padded(image[..., y : y + s, x : x + s], side // per_side, side) for y, x, s in own.tolist()]
+    for part, own in zip(drawn.split(_AT_ONCE), boxes.split(_AT_ONCE), strict=True):
+        images = data.train.batch(members[part], device).split(1)
+        squares = zip(images, own.tolist(), strict=True)
+        crops = [
+            _padded(image[..., y : y + s, x : x + s], side // per_side, side) for image, b in squares for y, x, s in b
+        ]
         losses, _ = losses_and_errors(teacher, data.normalize(torch.cat(crops)), candidates.label)
-        best = int(losses.argmin())
-        score[at], chosen[at] = losses[best], own[best]
+        lowest = losses.unflatten(0, own.shape[:2]).min(1)
+        score[part], chosen[part] = lowest.values, own[torch.arange(len(part)), lowest.indices]
     return {"score": score, "boxes": chosen}
 
 

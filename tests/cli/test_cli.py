@@ -13,7 +13,7 @@ from PIL import Image
 
 import ld3m
 from ld3m import cli
-from ld3m.config import DistillConfig, EvaluateConfig, ExpertTraining, SampleConfig, TeacherTraining
+from ld3m.config import DistillConfig, EvaluateConfig, ExpertTraining, SampleConfig, SelectConfig, TeacherTraining
 from ld3m.distillation.objectives import ClassMatching
 from ld3m.evaluation.protocols import PROTOCOLS
 from ld3m.prior_training.settings import PriorTraining
@@ -21,6 +21,7 @@ from ld3m.prior_training.settings import PriorTraining
 COMMANDS = {
     "distill": [cli.DistillCommand, DistillConfig],
     "sample": [cli.SampleCommand, SampleConfig],
+    "select": [cli.SelectCommand, SelectConfig],
     "evaluate": [cli.EvaluateCommand, EvaluateConfig],
     "experts": [cli.ExpertsCommand, ExpertTraining],
     "prior train": [cli.PriorTrainCommand, PriorTraining],

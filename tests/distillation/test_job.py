@@ -179,6 +179,8 @@ def test_every_setting_that_decides_the_outcome_is_resolved(make):
     assert undecided == {
         "prior_config",
         "experts",
+        "keep",
+        "teacher",
         "device",
         "holdout",
         "latent_size",

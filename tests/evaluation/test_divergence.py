@@ -72,7 +72,7 @@ def test_a_network_that_diverges_at_every_rate_is_null_and_named(go, brief, capl
     assert f"{ALEXNET} on distilled, repeat 0, diverged at rate 1e+30" in caplog.text
     assert f"{ALEXNET} is trained again on every set at half the rate, 5e+29" in caplog.text
     lines = report.table().splitlines()
-    assert lines[1].split()[4:] == ["diverged", "diverged"]
+    assert lines[1].split()[4:] == ["diverged", "diverged", "1", "KiB"]
     assert f"{ALEXNET} diverged at rate 1e+30: all its trainings, on every set, were done again at 1.25e+29." in lines
 
 
@@ -115,7 +115,7 @@ def test_at_the_lowest_rate_every_training_is_done_and_a_lost_one_is_left_out_of
     assert (distilled["mean"], distilled["std"]) == (pytest.approx(score), 0.0)
     assert random["accuracies"] == [score] * 3
     assert report.about["diverged"] == [{"set": "distilled", "network": CONVNET, "repeat": 0, "variant": "own"}]
-    assert report.table().splitlines()[1].endswith("50.0 ± 0.0 (diverged 1 of 3)")
+    assert report.table().splitlines()[1].endswith("50.0 ± 0.0 (diverged 1 of 3)  1 KiB")
 
 
 def test_an_interrupted_evaluation_goes_on_at_the_lowered_rate(toy, brief, diverging, go, tmp_path, pair):

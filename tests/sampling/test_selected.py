@@ -102,7 +102,8 @@ def test_the_chosen_images_are_the_easiest(whole, coloured, teacher):
         assert line["positions"] == members[stored.argsort(stable=True)[:2]].tolist()
 
 
-def test_it_can_be_exported_evaluated_and_started_from(whole, coloured, tmp_path):
+def test_it_can_be_exported_evaluated_and_started_from(whole, coloured, distill_small, tmp_path):
+    assert distill_small(init=str(whole), ipc=2, iterations=1).images.shape == (6, 3, 16, 16)
     run = shutil.copytree(whole, tmp_path / "run")
     ld3m.export(run, "imagefolder", tmp_path / "to")
     card = (tmp_path / "to" / "README.md").read_text()
