@@ -19,7 +19,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "student_lr", "unroll",
         ),
         "glad": ("layer", "lr_codes"),
-        "images": ("holdout", "strict", "bit_range", "prior_config"),
+        "images": ("holdout", "strict", "bit_range", "classes", "per_class", "per_class_seed", "prior_config"),
         "machine": ("device", "dtype", "memory_budget", "retain", "compile", "attention", "cuda_graphs"),
     },
     "SampleConfig": {
@@ -28,7 +28,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "evaluate", "seed",
         ),
         "selection": ("groups", "weights", "compat", "real_images", "statistics", "class_ids"),
-        "images": ("holdout", "strict", "bit_range", "prior_config"),
+        "images": ("holdout", "strict", "bit_range", "classes", "per_class", "per_class_seed", "prior_config"),
         "machine": ("device", "dtype", "micro_batch"),
     },
 }  # fmt: skip
@@ -37,6 +37,14 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 DEFAULTS = {
     "data": "builtin",
     "EvaluateCommand.data": "the data that was distilled",
+    "EvaluateCommand.out": "the folder of the run; none for another set",
+    "EvaluateConfig.resolution": "that of the set",
+    "set_mean": "not normalized",
+    "set_std": "not normalized",
+    "set_normalized": "not normalized",
+    "classes": "all",
+    "per_class": "all",
+    "per_class_seed": "the first ones",
     "EvaluateConfig.dtype": "the protocol's",
     "EvaluateConfig.bit_range": "as in the distillation",
     "out": "a new folder under runs/",

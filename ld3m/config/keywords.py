@@ -46,6 +46,9 @@ class RunKeywords(TypedDict, total=False):
     holdout: float | None
     strict: bool
     bit_range: str | int | None
+    classes: str | None
+    per_class: int | None
+    per_class_seed: int | None
     evaluate: str | None
 
 
@@ -105,9 +108,8 @@ class SampleKeywords(RunKeywords, total=False):
 
 
 class EvaluateKeywords(TypedDict, total=False):
-    """Fields of `EvaluateConfig`, but protocol and teacher, which may be objects."""
+    """Fields of `EvaluateConfig`, but protocol, networks and teacher, which may be objects."""
 
-    networks: Sequence[str] | None
     repeats: int
     epochs: int | None
     baselines: Sequence[str]
@@ -120,6 +122,14 @@ class EvaluateKeywords(TypedDict, total=False):
     seed: int
     strict: bool
     bit_range: str | int | None
+    match: Literal["name", "order"]
+    resolution: int | None
+    set_mean: Sequence[float] | None
+    set_std: Sequence[float] | None
+    set_normalized: str | None
+    classes: str | None
+    per_class: int | None
+    per_class_seed: int | None
 
 
 def keywords_of(kind: type[Settings], *, but: Sequence[str] = ()) -> Callable[[_Function], _Function]:
