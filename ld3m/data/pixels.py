@@ -85,18 +85,10 @@ def fit(image: Image.Image | np.ndarray, resolution: int, levels: Levels | None 
             image = image.reduce(coarser)  # before there are copies of it; four times finer than what is wanted
         if orientation in _TURNS:
             image = image.transpose(_TURNS[orientation])
-        if image.size == (28, 28) and resolution == 32 and _is_gray(image):
-            return np.asarray(ImageOps.expand(image.convert("L"), 2))[None]
+        if image.mode == "L" and image.size == (28, 28) and resolution == 32:
+            return np.asarray(ImageOps.expand(image, 2))[None]
         image = ImageOps.fit(_rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
         return np.asarray(image).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-
-
-def _is_gray(image: Image.Image) -> bool:
-    """Whether a picture has one channel, or three that are the same."""
-    if image.mode != "RGB":
-        return image.mode == "L"
-    red, green, blue = (channel.tobytes() for channel in image.split())
-    return red == green == blue
 
 
 def _orientation(image: Image.Image) -> int:
