@@ -27,7 +27,9 @@ class Mix:
     kept: float
 
 
-def resized_crop_and_flip(images: Tensor, generator: torch.Generator, area: tuple[float, float] = AREA) -> Tensor:
+def resized_crop_and_flip(
+    images: Tensor, generator: torch.Generator, area: tuple[float, float] | None = None
+) -> Tensor:
     """Cut a random box out of each image, enlarge it to the whole, and mirror it left and right half of the time."""
     count, side = len(images), images.shape[-1]
     top, left, height, width = draw_boxes(count, side, generator, area)
@@ -40,14 +42,14 @@ def resized_crop_and_flip(images: Tensor, generator: torch.Generator, area: tupl
 
 
 def draw_boxes(
-    count: int, side: int, generator: torch.Generator, shares: tuple[float, float] = AREA
+    count: int, side: int, generator: torch.Generator, shares: tuple[float, float] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw top, left, height and width, each (count,), of boxes inside squares: areas uniform, the logarithm of the
     aspect ratio uniform (Szegedy et al. 2015).
 
     Of ten draws the first that fits into the square is taken; where none does, the whole square is.
     """
-    area = side**2 * _uniform((count, TRIES), *shares, generator)
+    area = side**2 * _uniform((count, TRIES), *(shares or AREA), generator)
     ratio = _uniform((count, TRIES), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()]).round().long().clamp_min(1)  # height, width
     fits = (sizes <= side).all(0)  # (count, TRIES)

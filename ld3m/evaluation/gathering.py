@@ -71,8 +71,8 @@ def _row(own: "Comparison", finished: Progress, name: str, network: str) -> dict
         row |= {"labels": "soft", "teacher": own.teacher.name}
     tests = len(own.protocol.tested_epochs(own.protocol.recipe(network).epochs))
     if tests > 1:
-        best = summary([None if outcome is None else max(outcome) for outcome in outcomes])
-        row["best_epoch"] = {"tests": tests, **best}
+        row["tests"] = tests
+        row["best_epoch"] = summary([None if outcome is None else max(outcome) for outcome in outcomes])
     for score in own.config.scores if name == own.sets[0] else ():
         values = [
             robustness.score(score, lambda t: _last(finished.accuracies[t]), own.protocol.labels, training)

@@ -17,7 +17,6 @@ from ld3m.data.normalizations import moments
 from ld3m.errors import DataError, InputError
 from ld3m.evaluation.class_match import labels_in
 from ld3m.evaluation.foreign import in_unit_range, open_foreign, sized
-from ld3m.evaluation.protocol import Protocol
 from ld3m.runs.folder import CONFIG, DISTILLED, MARKER
 from ld3m.runs.result import Result
 from ld3m.runs.result import load as load_result
@@ -61,25 +60,6 @@ def reading_of(config: EvaluateConfig, image_range: str) -> Reading:
 
 def _three(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).expand(3).clone()
-
-
-def zoomed(
-    dataset: Dataset, data: object, protocol: Protocol, config: EvaluateConfig, stored: Mapping[str, Any]
-) -> Dataset:
-    """Return the data with test images that are the centres of larger ones, where the protocol tests so.
-
-    Args:
-        stored: the settings of the set, as of `load_for`.
-    """
-    side = dataset.resolution // 7 * 8
-    if not protocol.test_zoom or side <= dataset.resolution or isinstance(data, Dataset) or dataset.test is None:
-        return dataset
-    reading = reading_of(config, "unit")
-    larger = load_for(data, side, reading, stored)
-    assert larger.test is not None
-    low = (side - dataset.resolution) // 2
-    images = larger.test.images[..., low : low + dataset.resolution, low : low + dataset.resolution].contiguous()
-    return replace(dataset, test=replace(larger.test, images=images))
 
 
 def open_inputs(
@@ -143,11 +123,9 @@ def is_run(inputs: object) -> bool:
     path = Path(str(name))
     if path.is_file():
         return False
-    return (
-        not path.is_dir()
-        or any((path / own).exists() for own in (DISTILLED, CONFIG, MARKER))
-        or not any(path.iterdir())
-    )
+    if not path.is_dir() or any((path / own).exists() for own in (DISTILLED, CONFIG, MARKER)):
+        return True
+    return all(entry.name.startswith(".") for entry in path.iterdir())
 
 
 def load_for(data: object, side: int, reading: Reading, config: Mapping[str, Any]) -> Dataset:

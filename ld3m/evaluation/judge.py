@@ -17,11 +17,12 @@ from ld3m.errors import ConfigError
 from ld3m.evaluation import scores as robustness
 from ld3m.evaluation.comparison import BASELINES, Comparison
 from ld3m.evaluation.gathering import gather
-from ld3m.evaluation.inputs import is_run, open_inputs, reading_of, zoomed
+from ld3m.evaluation.inputs import is_run, open_inputs, reading_of
 from ld3m.evaluation.outputs import keep_set, open_out
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
 from ld3m.evaluation.teacher import Teacher, load_teacher
+from ld3m.evaluation.views import framed, zoomed
 from ld3m.networks import Zoo
 from ld3m.networks.own import Factory
 from ld3m.runs.folder import DISTILLED
@@ -119,11 +120,11 @@ def _evaluate(
     teacher = _teacher(teacher, protocol, config.baselines)
     device = resolve_device(config.device)
     together = _together(config.together, protocol, device)
-    result, dataset, _ = open_inputs(given, data, reading=reading_of(config, image_range))
+    opened, dataset, _ = open_inputs(given, data, reading=reading_of(config, image_range))
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
-    protocol = _for_set(protocol, config, zoo, result, dataset)
-    dataset = zoomed(dataset, data, protocol, config, result.config)
+    protocol = _for_set(protocol, config, zoo, opened, dataset)
+    result, dataset = framed(opened, zoomed(dataset, data, protocol, config, opened.config), protocol)
     comparison = Comparison(result, dataset, protocol, config, device, teacher, zoo)
 
     start = time.perf_counter()
@@ -134,7 +135,7 @@ def _evaluate(
         from ld3m.runs.page import publish  # which shows evaluations
 
         if not (folder / DISTILLED).is_file():
-            keep_set(result, folder)
+            keep_set(opened, folder)
         save_report(report, folder)
         finished.forget(comparison.tried)
         publish(folder)

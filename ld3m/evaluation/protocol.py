@@ -66,6 +66,7 @@ class Protocol:
         adapts: of `ADAPTATIONS`: what follows from the set, such as the epochs from its images per class.
         doubled: numbers of classes with which batches by images per class are twice as large.
         normalization: "data" for mean and standard deviation of the training data, or a name of `NORMALIZATIONS`.
+        frames: the black border of 28 px images is at the mean, which is zero for the networks.
         test_zoom: test images are read at resolution // 7 * 8 pixels, and their centre is cut out.
         source: publication and code that this follows.
         deviations: where this differs from the published code, in words, for the report.
@@ -89,6 +90,7 @@ class Protocol:
     adapts: str = "none"
     doubled: tuple[int, ...] = (100,)
     normalization: str = "data"
+    frames: bool = False
     test_zoom: bool = False
     source: str = ""
     deviations: tuple[str, ...] = ()

@@ -118,10 +118,11 @@ _DC = Protocol(
     recipes={name: Recipe(0.01, 301, 0.0) for name in ("ConvNet", "AlexNet", "VGG11", "ResNet18", "ViT")},
     schedule="tenth",
     augmentation="none",
+    frames=True,
     deviations=(
         *_HARD,
         "images of one channel are shown as three equal ones",
-        "28 px images get a black border of 2 pixels instead of 2 more pixels of padding in the first convolution",
+        "28 px images get 2 pixels of the mean all around instead of 2 more of padding in the first convolution",
         "the momentum is kept where the rate falls",
     ),
 )
@@ -134,6 +135,7 @@ _DSA = Protocol(
     recipes={name: Recipe(0.01, 1001, 0.0) for name in ("ConvNet", "AlexNet", "VGG11", "ResNet18", "ViT")},
     schedule="tenth",
     augmentation="dsa",
+    frames=True,
     deviations=_DC.deviations,
 )
 
