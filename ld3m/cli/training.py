@@ -9,7 +9,7 @@ from typing import Any
 
 from ld3m.cli.commands import Command, Flat, Positional
 from ld3m.config import DistillConfig, ExpertTraining, TeacherTraining, resolve
-from ld3m.config.run import check_bit_range
+from ld3m.config.run import check_bit_range, check_subset
 from ld3m.prior_training.settings import PriorTraining
 
 
@@ -24,9 +24,16 @@ class Reading:
     bit_range: str | None = None
     """Bits in use of pictures of more than 8: "8", "10", "12", "14", "16", "minmax" for the set's own range; the fewest
     that hold them all when not given ("auto")."""
+    classes: str | None = None
+    """Classes of the data to use, in order: imagenette, imagewoof, ..., names or wnids with commas, or a file."""
+    per_class: int | None = None
+    """Training images of each class to use: the first, or drawn ones."""
+    per_class_seed: int | None = None
+    """Draw them by this seed."""
 
     def __post_init__(self) -> None:
         check_bit_range(self.bit_range)
+        check_subset(self.classes, self.per_class, self.per_class_seed)
 
     def words(self) -> list[str]:
         """Return the options that were given."""

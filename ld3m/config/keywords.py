@@ -42,6 +42,9 @@ class SetKeywords(TypedDict, total=False):
     holdout: float | None
     strict: bool
     bit_range: str | int | None
+    classes: str | None
+    per_class: int | None
+    per_class_seed: int | None
     evaluate: str | None
 
 
@@ -125,9 +128,8 @@ class SelectKeywords(SetKeywords, total=False):
 
 
 class EvaluateKeywords(TypedDict, total=False):
-    """Fields of `EvaluateConfig`, but protocol and teacher, which may be objects."""
+    """Fields of `EvaluateConfig`, but protocol, networks and teacher, which may be objects."""
 
-    networks: Sequence[str] | None
     repeats: int
     epochs: int | None
     baselines: Sequence[str]
@@ -140,6 +142,14 @@ class EvaluateKeywords(TypedDict, total=False):
     seed: int
     strict: bool
     bit_range: str | int | None
+    match: Literal["name", "order"]
+    resolution: int | None
+    set_mean: Sequence[float] | None
+    set_std: Sequence[float] | None
+    set_normalized: str | None
+    classes: str | None
+    per_class: int | None
+    per_class_seed: int | None
 
 
 def keywords_of(kind: type[Settings], *, but: Sequence[str] = ()) -> Callable[[_Function], _Function]:

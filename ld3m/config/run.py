@@ -7,7 +7,8 @@ from ld3m.config.checks import check_count, one_of
 from ld3m.config.fields import Settings
 from ld3m.errors import ConfigError
 
-_MOST = {"resolution": 16_384, "latent_size": 4_096, "width": 65_536}
+MOST_RESOLUTION = 16_384
+_MOST = {"resolution": MOST_RESOLUTION, "latent_size": 4_096, "width": 65_536}
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 BIT_RANGES = ("auto", "8", "10", "12", "14", "16", "minmax")  # what `ld3m.data.load` maps deep pictures by
@@ -17,6 +18,16 @@ def check_bit_range(value: str | int | None) -> None:
     """Raise unless it is one of them, or left open."""
     if value is not None:
         one_of(str(value), "bit_range", BIT_RANGES)
+
+
+def check_subset(classes: str | None, per_class: int | None, seed: int | None) -> None:
+    """Raise unless the words that narrow the data down are possible ones; what they name, the data say."""
+    if classes is not None and not classes.strip():
+        raise ConfigError("classes names a published subset, classes with commas between, or a file; got nothing")
+    if per_class is not None:
+        check_count(per_class, "per_class")
+    if seed is not None and (per_class is None or abs(seed) >= 2**63):
+        raise ConfigError("per_class_seed is a whole number of at most 63 bits, and draws per_class images; give both")
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,12 @@ class SetConfig(Settings):
     bit_range: str | int | None = None
     """Bits in use of pictures of more than 8: "8", "10", "12", "14", "16", "minmax" for the set's own range; the fewest
     that hold them all when not given ("auto")."""
+    classes: str | None = None
+    """Classes of the data to use, in order: imagenette, imagewoof, ..., names or wnids with commas, or a file."""
+    per_class: int | None = None
+    """Training images of each class to use: the first, or drawn ones."""
+    per_class_seed: int | None = None
+    """Draw them by this seed."""
     evaluate: str | None = None
     """Protocol run at the end: "quick" (the default below 128 px), "glad-hard" (from there on), or "none"."""
 
@@ -45,6 +62,7 @@ class SetConfig(Settings):
         super().__post_init__()
         self.check_counts("ipc", "resolution")
         check_bit_range(self.bit_range)
+        check_subset(self.classes, self.per_class, self.per_class_seed)
         if abs(self.seed) >= 2**63:
             raise ConfigError("seed is a whole number of at most 63 bits; choose a smaller one")
 

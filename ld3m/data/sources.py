@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ld3m.data.duplicates import copies, say_what_repeats
 from ld3m.data.idx import is_idx_folder, read_idx_folder
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
+from ld3m.data.subsets import first_or_drawn, narrowed
+from ld3m.data.tensor_files import is_tensor_file, read_tensor_file
 from ld3m.data.tensors import Decode, read_object
 from ld3m.errors import DataError
 from ld3m.runtime.devices import is_out_of_memory
@@ -32,6 +35,7 @@ _READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Source]], ...] = 
     (is_saved, read_saved),
     (is_parquet, read_parquet),
     (is_npz, read_npz),
+    (is_tensor_file, read_tensor_file),
     (lambda path: True, image_folder.read_folder),
 )
 
@@ -45,15 +49,19 @@ def load(
     seed: int = 0,
     cache: str | Path | None = None,
     bit_range: str | int | None = None,
+    classes: str | None = None,
+    per_class: int | None = None,
+    per_class_seed: int | None = None,
 ) -> Dataset:
     """Read a data set into memory, once, as uint8.
 
     Args:
         source: "builtin"; the path of an ImageFolder directory, zip or tar (train/ and test/ or val/ inside, or class
             folders alone, or pictures with a table of labels), of a folder of IDX files, of parquet files or of
-            `save_to_disk`, or of an `.npz`; a pair (images, labels) of tensors, images (N, C, H, W)
-            uint8 or floating point in [0, 1]; a map-style torch Dataset of (image, label); a datasets.Dataset; a
-            mapping {"train": …, "test": …} of such objects; "hf:NAME", a set on the Hugging Face hub; a Dataset.
+            `save_to_disk`, or of an `.npz`, `.safetensors` or `.pt`; a pair (images, labels) of tensors, images
+            (N, C, H, W) uint8 or floating point in [0, 1]; a map-style torch Dataset of (image, label); a
+            datasets.Dataset; a mapping {"train": …, "test": …} of such objects; "hf:NAME", a set on the Hugging Face
+            hub; a Dataset.
         resolution: pixels of a side; the largest centred square is resampled (Lanczos).
         holdout: fraction of each class, in [0, 1), that becomes the test split of a source that has none (0.1 by
             default; 0: no test split). The choice depends on `seed` and file names.
@@ -62,6 +70,9 @@ def load(
         cache: folder for the memory map of a set larger than 1 GiB.
         bit_range: of pictures of more than 8 bits: the bits in use, 8, 10, 12, 14 or 16; "minmax" for the set's own
             range; by default ("auto") the fewest bits that hold all pictures of the set.
+        classes: those to read, in the order of their labels: a published subset of ImageNet by its name in
+            `ld3m.data.subsets`, wnids or names with commas between, or a file with one on each line.
+        per_class: so many training images of each class: the first, or with `per_class_seed` drawn ones.
 
     Raises:
         DataError: with what was expected, what came, and the remedy.
@@ -80,6 +91,7 @@ def load(
             )
         given = [f"holdout={holdout}"] * (holdout is not None) + ["strict=True"] * strict
         given += [f"bit_range={bit_range}"] * (bit_range is not None)
+        given += [f"classes={classes!r}"] * (classes is not None) + [f"per_class={per_class}"] * (per_class is not None)
         if given:
             raise DataError(
                 f"{' and '.join(given)} would have no effect: data {source.name!r} has been split and read already; "
@@ -89,16 +101,34 @@ def load(
 
     decode_items = partial(decode, resolution=resolution, strict=strict, cache=cache)
     try:
-        return _read(source, decode_items, resolution, holdout, strict, seed)
+        dataset = _read(source, decode_items, resolution, holdout, strict, seed, classes)
     except UnrangedItems as error:  # pictures of more than 8 bits, whose mapping follows from the whole set
         levels = _levels(source, error.items, str(bit_range or "auto"))
-    return _read(source, partial(decode_items, levels=levels), resolution, holdout, strict, seed)
+        decode_items = partial(decode_items, levels=levels)
+        dataset = _read(source, decode_items, resolution, holdout, strict, seed, classes)
+    if per_class is None:
+        return dataset
+    train = first_or_drawn(dataset.train, per_class, per_class_seed)
+    mean, std = channel_statistics(train.images)
+    return replace(dataset, train=train, mean=mean, std=std)
+
+
+def look(source: object) -> Source:
+    """Open a source without reading its pictures; a map-style torch Dataset alone cannot be opened so."""
+    return _open(source, partial(decode))
 
 
 def _read(
-    source: object, decode_items: Decode, resolution: int, holdout: float | None, strict: bool, seed: int
+    source: object,
+    decode_items: Decode,
+    resolution: int,
+    holdout: float | None,
+    strict: bool,
+    seed: int,
+    classes: str | None,
 ) -> Dataset:
     raw = _open(source, decode_items)
+    raw = raw if classes is None else narrowed(raw, classes)
     _say_what_is_passed(raw, strict)
     if len(raw.class_names) < 2:
         raise DataError(f"expected at least two classes, found only {''.join(raw.class_names)!r}; add another class")

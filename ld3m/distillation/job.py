@@ -15,7 +15,7 @@ from ld3m.distillation.experts import Experts, load_experts, train_experts
 from ld3m.distillation.objectives import ClassMatching, Objective, TrajectoryMatching
 from ld3m.errors import ConfigError
 from ld3m.evaluation.finish import check_protocol
-from ld3m.evaluation.judges import Judges, easiest, open_teacher
+from ld3m.evaluation.measuring import Judges, easiest, open_teacher
 from ld3m.matching import LOSSES
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN

@@ -1,7 +1,7 @@
 """Evaluation: networks trained on a distilled set, and on as many real images, tested on real images."""
 
 from ld3m.config import TeacherTraining as TeacherTraining
-from ld3m.evaluation.comparison import evaluate as evaluate
+from ld3m.evaluation.judge import evaluate as evaluate
 from ld3m.evaluation.protocols import PROTOCOLS as PROTOCOLS
 from ld3m.evaluation.protocols import Protocol as Protocol
 from ld3m.evaluation.teacher import Teacher as Teacher

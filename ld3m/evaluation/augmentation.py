@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ld3m.evaluation.photographic import flip, jitter_and_light, shuffle_patches
 from ld3m.matching import dsa
 from ld3m.selection.combine import one_tile
 
@@ -27,10 +28,12 @@ class Mix:
     kept: float
 
 
-def resized_crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def resized_crop_and_flip(
+    images: Tensor, generator: torch.Generator, area: tuple[float, float] | None = None
+) -> Tensor:
     """Cut a random box out of each image, enlarge it to the whole, and mirror it left and right half of the time."""
     count, side = len(images), images.shape[-1]
-    top, left, height, width = draw_boxes(count, side, generator)
+    top, left, height, width = draw_boxes(count, side, generator, area)
     is_flipped = torch.rand(count, generator=generator) < 0.5
     rows, columns = _positions(top, height, side), _positions(left, width, side)  # (B, H)
     columns = torch.where(is_flipped[:, None], columns.flip(1), columns)
@@ -39,13 +42,15 @@ def resized_crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def draw_boxes(count: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_boxes(
+    count: int, side: int, generator: torch.Generator, shares: tuple[float, float] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw top, left, height and width, each (count,), of boxes inside squares: areas uniform, the logarithm of the
     aspect ratio uniform (Szegedy et al. 2015).
 
     Of ten draws the first that fits into the square is taken; where none does, the whole square is.
     """
-    area = side**2 * _uniform((count, TRIES), *AREA, generator)
+    area = side**2 * _uniform((count, TRIES), *(shares or AREA), generator)
     ratio = _uniform((count, TRIES), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()]).round().long().clamp_min(1)  # height, width
     fits = (sizes <= side).all(0)  # (count, TRIES)
@@ -89,6 +94,13 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], tuple[Tensor, Mix | None]]] = {
     "dsa": lambda images, generator: (dsa.augment(images, generator), None),
     "crop-cutmix": lambda images, generator: cutmix(resized_crop_and_flip(images, generator), generator),
+    "crop-jitter-cutmix": lambda images, generator: cutmix(
+        jitter_and_light(resized_crop_and_flip(images, generator, (0.5, 1.0)), generator), generator
+    ),
+    "flip-cutmix": lambda images, generator: cutmix(flip(images, generator), generator),
+    "tiles-cutmix": lambda images, generator: cutmix(
+        resized_crop_and_flip(shuffle_patches(images, 2, generator), generator, (0.5, 1.0)), generator
+    ),
     "none": lambda images, generator: (images, None),
 }
 

@@ -9,7 +9,7 @@ import torch
 from ld3m.config import SelectConfig
 from ld3m.data import Dataset
 from ld3m.errors import ConfigError
-from ld3m.evaluation.judges import Judges
+from ld3m.evaluation.measuring import Judges
 from ld3m.evaluation.protocols import Protocol
 from ld3m.evaluation.teacher import Teacher, load_teacher
 from ld3m.selection import SELECTIONS, Candidates, Choice

@@ -6,6 +6,9 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+
 from ld3m.errors import CheckpointError
 from ld3m.evaluation.divergence import MOST_HALVINGS, Accuracies
 from ld3m.evaluation.runner import Training
@@ -15,19 +18,23 @@ from ld3m.runtime.storage import write_json
 
 logger = logging.getLogger(__name__)
 _ACCURACIES = optional(listing(number(0, 100), 1))  # null where the training diverged
+MOST_CLASSES = 100  # of which counts by class and answer are kept: they are the square of it
+_COUNTS = listing(listing(whole(0, 10**10), 1, MOST_CLASSES), 1, MOST_CLASSES)
 _TRAINING = (text(300), text(300), whole(0, 10**6), text(100), whole(0, MOST_HALVINGS))  # as `Training` has them
 
 
 def _row(value: object) -> Misfit | None:
     """Check a training and its accuracies."""
-    if (misfit := listing(anything, 2, 2)(value)) is not None:
+    if (misfit := listing(anything, 2, 3)(value)) is not None:
         return misfit
-    training, accuracies = cast("list[Any]", value)
+    training, accuracies, *counts = cast("list[Any]", value)
     if (misfit := listing(anything, 4, len(_TRAINING))(training)) is not None:
         return misfit.below(0)
     found = ((k, check(part)) for k, (check, part) in enumerate(zip(_TRAINING, training, strict=False)))
     faults = [misfit.below(k).below(0) for k, misfit in found if misfit]
-    return faults[0] if faults else _ACCURACIES(accuracies)
+    if faults or (misfit := _ACCURACIES(accuracies)) is not None:
+        return faults[0] if faults else misfit
+    return _COUNTS(counts[0]) if counts else None
 
 
 _PROGRESS = mapping_of(listing(_row))
@@ -46,13 +53,17 @@ class Progress:
     def __init__(self, folder: Path | None, key: str) -> None:
         self.path = None if folder is None else folder / EVALUATION_PROGRESS
         self.key = key
-        self.accuracies: dict[Training, Accuracies] = {
-            Training(*name): accuracies for name, accuracies in self._stored().get(key, ())
+        rows = self._stored().get(key, ())
+        self.accuracies: dict[Training, Accuracies] = {Training(*name): found for name, found, *_ in rows}
+        self.confusions = {
+            Training(*name): torch.tensor(counts[0]) for name, _, *counts in rows if counts and _is_square(counts[0])
         }
 
-    def record(self, training: Training, accuracies: Accuracies) -> None:
-        """Keep a result."""
+    def record(self, training: Training, accuracies: Accuracies, counts: Tensor | None = None) -> None:
+        """Keep a result, with the test images by class and answer where they are known."""
         self.accuracies[training] = accuracies
+        if counts is not None and accuracies is not None:
+            self.confusions[training] = counts
         if self.path:
             write_json(self.path, self._stored() | {self.key: self._rows()})
 
@@ -60,6 +71,7 @@ class Progress:
         """Remove from disk what a finished evaluation has no use for any more; trainings of another one stay."""
         for training in used:
             self.accuracies.pop(training, None)
+            self.confusions.pop(training, None)
         if self.path and self.path.is_file():
             left = self._stored() | {self.key: self._rows()}
             if left := {key: rows for key, rows in left.items() if rows}:
@@ -68,7 +80,8 @@ class Progress:
                 self.path.unlink()
 
     def _rows(self) -> list:
-        return [[astuple(training), accuracies] for training, accuracies in self.accuracies.items()]
+        kept = {training: [c.tolist()] for training, c in self.confusions.items() if len(c) <= MOST_CLASSES}
+        return [[astuple(training), found, *kept.get(training, [])] for training, found in self.accuracies.items()]
 
     def _stored(self) -> dict[str, list]:
         if not self.path or not self.path.is_file():
@@ -78,3 +91,7 @@ class Progress:
         except CheckpointError as error:
             logger.warning("%s", error)
             return {}
+
+
+def _is_square(counts: list[list[int]]) -> bool:
+    return all(len(row) == len(counts) for row in counts)

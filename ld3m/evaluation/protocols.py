@@ -1,160 +1,12 @@
-"""Evaluation protocols: how a network is trained on a small set before it is tested, once, after the last epoch."""
+"""The table of protocols, each as published, with where it comes from and what differs."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-from ld3m.config import check_epochs, one_of
-from ld3m.errors import ConfigError
-from ld3m.evaluation.augmentation import AUGMENTATIONS
-from ld3m.networks import base_name
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of the training of one network.
-
-    Args:
-        rate: the highest learning rate.
-        ema_decay: limit of the decay of the average of the weights, which is updated once an epoch; 0 keeps no average.
-        max_gradient_norm: gradients of a step of a larger norm, over all weights, are scaled down to it; None leaves
-            them as they are.
-    """
-
-    rate: float
-    epochs: int
-    ema_decay: float
-    max_gradient_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        check_epochs(self.epochs, "epochs")
-
-    def with_epochs(self, epochs: int, ema_scales: bool) -> "Recipe":
-        """Return the recipe with another length; the half-life of the average is scaled along, or kept in epochs."""
-        changed = replace(self, epochs=epochs)
-        return replace(changed, ema_decay=self.ema_decay ** (self.epochs / epochs)) if ema_scales else changed
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """The training of the networks: by default SGD with hard labels and DSA on every batch; an average of the weights
-    over the epochs (EMA) is tested.
-
-    Args:
-        networks: evaluated when the caller names none.
-        recipes: by network; a name without width suffix serves every width.
-        batch: images per step, or by images per class: the first (images per class, batch) that the set reaches; all
-            images where there are fewer.
-        optimiser: "sgd" with momentum, or "adamw", which decays only weights of more than one axis.
-        schedule: of `SCHEDULES`.
-        augmentation: of `AUGMENTATIONS`.
-        ema_scales: with other epochs the decay changes so that its half-life stays the same share of the training.
-        labels: "hard", or "soft": a teacher's answers to the augmented images of every batch.
-        temperature: divides the logits of teacher and student for soft labels. Gradients fall with its square, which
-            AdamW does not mind; at 1, rates that were found for hard labels fit.
-        dtype: of the layers in training: "float32", or "bfloat16" for what autocast takes into it. Weights, their
-            averages, losses and tests stay in float32.
-        tested: last epochs after each of which the test is done. The last one is reported, the best one beside it.
-        deviations: where this differs from the published code, in words, for the report.
-    """
-
-    name: str
-    networks: tuple[str, ...]
-    recipes: Mapping[str, Recipe]
-    batch: int | tuple[tuple[int, int], ...] = 256
-    optimiser: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "rise-and-fall"
-    augmentation: str = "dsa"
-    ema_scales: bool = False
-    labels: str = "hard"
-    temperature: float = 1.0
-    dtype: str = "float32"
-    tested: int = 1
-    deviations: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        known = {"optimiser": ("sgd", "adamw"), "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
-        known |= {"labels": ("hard", "soft"), "dtype": ("float32", "bfloat16")}
-        for name, words in known.items():
-            one_of(getattr(self, name), name, tuple(words))
-
-    def batch_size(self, num_images: int, num_classes: int) -> int:
-        """Return the images of a step on a set; a set smaller than that is one batch."""
-        if isinstance(self.batch, int):
-            return min(self.batch, num_images)
-        size = next(size for images_per_class, size in self.batch if num_images // num_classes >= images_per_class)
-        return min(size * (2 if num_classes == 100 else 1), num_images)
-
-    def with_epochs(self, epochs: int | None) -> "Protocol":
-        """Return the protocol with another length, said among the deviations; None changes nothing."""
-        own = sorted({recipe.epochs for recipe in self.recipes.values()})
-        if epochs is None or own == [epochs]:
-            return self
-        recipes = {network: recipe.with_epochs(epochs, self.ema_scales) for network, recipe in self.recipes.items()}
-        said = f"{epochs} epochs instead of {' / '.join(map(str, own))}"
-        return replace(self, recipes=recipes, deviations=(*self.deviations, said))
-
-    def with_labels(self, labels: str | None) -> "Protocol":
-        """Return the protocol with "hard" or "soft" labels, said among the deviations; None changes nothing."""
-        if labels in (None, self.labels):
-            return self
-        said = f"{labels} labels instead of {self.labels}"
-        if labels == "soft":
-            said += f", at temperature {self.temperature:g}"
-        return replace(self, labels=labels, deviations=(*self.deviations, said))
-
-    def with_dtype(self, dtype: object) -> "Protocol":
-        """Return the protocol with trainings in another precision, given as a torch dtype or by name and said among the
-        deviations; None changes nothing."""
-        dtype = None if dtype is None else str(dtype).removeprefix("torch.")
-        if dtype in (None, self.dtype):
-            return self
-        said = f"trainings in {dtype} instead of {self.dtype}"
-        return replace(self, dtype=dtype, deviations=(*self.deviations, said))
-
-    def recipe(self, network: str) -> Recipe:
-        """Return the recipe of a network.
-
-        Raises:
-            ConfigError: there is none for it.
-        """
-        recipe = self.recipes.get(network, self.recipes.get(base_name(network)))
-        if recipe is None:
-            raise ConfigError(
-                f"protocol {self.name!r} has no recipe for network {network!r}; it knows {', '.join(self.recipes)}, "
-                "each also with a width suffix like -w0.5"
-            )
-        return recipe
-
-
-def learning_rate(base: float, epoch: int, epochs: int) -> float:
-    """Return the rate in force during an epoch, 0-based: a linear rise over the first half, then a cosine.
-
-    The peak holds for two epochs and the last epoch's rate is above 0: what the chain of LinearLR (from 1e-7 of the
-    base) and CosineAnnealingLR of the published code comes to.
-    """
-    half = epochs // 2
-    if epoch <= half:
-        return base * (1e-7 + (1 - 1e-7) * epoch / half)
-    return base * 0.5 * (1 + math.cos(math.pi * (epoch - half - 1) / half))
-
-
-def half_cosine(base: float, epoch: int, epochs: int) -> float:
-    """Return the rate in force during an epoch, 0-based: a cosine that stops half way down, at half of the base."""
-    return base * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
-
-
-SCHEDULES = {"rise-and-fall": learning_rate, "half-cosine": half_cosine}
-
-
-def ema_decay(update: int, limit: float) -> float:
-    """Return the weight of the old average at an update, 1-based: a plain mean until `limit` is reached.
-
-    The law of ema-pytorch 0.8.3 with power 1; the first update copies.
-    """
-    return min(limit, 1 - 1 / update)
+from ld3m.config import one_of
+from ld3m.evaluation.protocol import SCHEDULES as SCHEDULES
+from ld3m.evaluation.protocol import Protocol, Recipe
+from ld3m.evaluation.protocol import ema_decay as ema_decay
+from ld3m.evaluation.protocol import half_cosine as half_cosine
+from ld3m.evaluation.protocol import learning_rate as learning_rate
+from ld3m.networks import base_name as base_name
 
 
 def find(protocol: str | Protocol) -> Protocol:
@@ -185,6 +37,7 @@ _GLAD_HARD = Protocol(
         network: Recipe(rate, _GLAD_EPOCHS, _GLAD_DECAY)
         for network, rate in {"AlexNet": 1e-3, "VGG11": 1e-4, "ResNet18": 1e-3, "ViT": 1e-3, "ConvNet": 1e-3}.items()
     },
+    source="Cazenavette et al. 2023 (GLaD), Moser et al. 2024 (LD3M)",
     deviations=_CLEAN,
 )
 
@@ -211,8 +64,9 @@ _QUICK = Protocol(
 )
 
 # RDED (Sun et al. 2024) as D3HR uses it; 300 epochs are its ImageNet-1K and Tiny-ImageNet, CIFAR has 400.
-_RDED = Protocol(
-    name="rded",
+_D3HR = Protocol(
+    name="d3hr",
+    source="Zhao et al. 2025 (D3HR), after Sun et al. 2024 (RDED)",
     networks=("ConvNet", "ResNet18"),
     recipes={
         network: Recipe(rate, 300, 0.0)
@@ -228,11 +82,89 @@ _RDED = Protocol(
     tested=9,
     deviations=(
         *_CLEAN,
-        "the last epoch counts; the best of the last nine by test accuracy, as published, is the column best_epoch",
+        "the last epoch counts; the best of the last nine by test accuracy, as published, stands beside it",
         "the batch follows from the images per class of the set; the published runs all have that of ten",
         "networks with instance norm, and test images at their own size, not a crop of a larger one",
         "every repeat has weights and draws of its own; the published five share one seed, set once",
     ),
 )
 
-PROTOCOLS = {protocol.name: protocol for protocol in (_GLAD_HARD, _QUICK, _RDED)}
+_HARD = (*_CLEAN[:1], *_CLEAN[3:4], "every repeat has weights and draws of its own, from its seed")
+
+# Code of 969fc6f, which evaluates as Kim et al. 2022 (IDC) do
+_MINIMAX_HARD = Protocol(
+    name="minimax-hard",
+    source="Gu et al. 2024 (Minimax Diffusion), github.com/vimar-gu/MinimaxDiffusion, train.py of 969fc6f",
+    networks=("ResNetAP-10", "ConvNet-6", "ResNet18Large"),
+    recipes={name: Recipe(0.01, 2000, 0.0) for name in ("ConvNet", "ResNet18", "AlexNet", "VGG11", "ViT")},
+    batch=64,
+    schedule="fifths",
+    augmentation="crop-jitter-cutmix",
+    tests="hundredths",
+    adapts="minimax",
+    normalization="imagenet",
+    deviations=(
+        *_HARD[1:],
+        "images are resampled once, by Lanczos, to the resolution of the evaluation (published: 224 px, bilinear)",
+        "the column that is published is the best of all tests by test accuracy; the last test is the one to trust",
+        "trainings that diverge are repeated at half the rate",
+    ),
+)
+
+_DC = Protocol(
+    name="dc",
+    source="Zhao et al. 2021 (DC), github.com/VICO-UoE/DatasetCondensation, evaluate_synset",
+    networks=("ConvNet",),
+    recipes={name: Recipe(0.01, 301, 0.0) for name in ("ConvNet", "AlexNet", "VGG11", "ResNet18", "ViT")},
+    schedule="tenth",
+    augmentation="none",
+    frames=True,
+    deviations=(
+        *_HARD,
+        "images of one channel are shown as three equal ones",
+        "28 px images get 2 pixels of the mean all around instead of 2 more of padding in the first convolution",
+        "the momentum is kept where the rate falls",
+    ),
+)
+
+# DSA and DM test with the same code and their own augmentation, for longer
+_DSA = Protocol(
+    name="dsa",
+    source="Zhao and Bilen 2021 (DSA) and 2023 (DM), github.com/VICO-UoE/DatasetCondensation, evaluate_synset",
+    networks=("ConvNet",),
+    recipes={name: Recipe(0.01, 1001, 0.0) for name in ("ConvNet", "AlexNet", "VGG11", "ResNet18", "ViT")},
+    schedule="tenth",
+    augmentation="dsa",
+    frames=True,
+    deviations=_DC.deviations,
+)
+
+_RDED = Protocol(
+    name="rded",
+    source="Sun et al. 2024 (RDED), github.com/LINs-lab/RDED, validation/main.py of 3f6453d",
+    networks=("ResNet18BN",),
+    recipes={
+        network: Recipe(rate, 300, 0.0)
+        for network, rate in {"ConvNet": 1e-3, "ResNet18": 1e-3, "VGG11": 5e-4, "AlexNet": 1e-4, "ViT": 1e-4}.items()
+    },
+    batch=((50, 100), (10, 50), (0, 10)),
+    doubled=(100, 1000),
+    optimiser="adamw",
+    weight_decay=0.01,
+    schedule="half-cosine",
+    augmentation="tiles-cutmix",
+    labels="soft",
+    temperature=20.0,
+    tests="last-fifth",
+    adapts="rded",
+    normalization="imagenet",
+    test_zoom=True,
+    deviations=(
+        *_HARD[1:],
+        "the published column is the best of the tests by test accuracy (6 at 300 epochs); the last stands beside it",
+        "the teacher is one of ld3m teacher; published ones are torchvision's, trained on ImageNet",
+        "tiles are 2 x 2 from 128 px on; smaller images are not cut, as published for CIFAR",
+    ),
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in (_GLAD_HARD, _QUICK, _D3HR, _MINIMAX_HARD, _DC, _DSA, _RDED)}

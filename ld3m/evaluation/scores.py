@@ -49,11 +49,11 @@ def variant(protocol: Protocol, name: str, full_epochs: int) -> Protocol:
     with hard labels."""
     match name:
         case "hard":
-            return replace(protocol, labels="hard", tested=1)
+            return replace(protocol, labels="hard", tests="last", tested=1)
         case "plain":
-            return replace(protocol, augmentation="none", tested=1)
+            return replace(protocol, augmentation="none", tests="last", tested=1)
         case "full":
-            return replace(protocol, labels="hard", tested=1).with_epochs(full_epochs)
+            return replace(protocol, labels="hard", tests="last", tested=1).with_epochs(full_epochs)
     return protocol
 
 

@@ -54,11 +54,13 @@ def train_and_test(
     each_epoch: Callable[[], object] = lambda: None,
     weights: Tensor | None = None,
     tiles: int = 1,
+    build: Callable[..., nn.Module] = networks.build,
+    each_test: Callable[[int, Tensor], object] = lambda repeat, confusion: None,
 ) -> list[list[float] | None]:
     """Train fresh networks, one for each repeat, and return their accuracies on the test split, in percent.
 
     Args:
-        name: network of `ld3m.networks` that the protocol has a recipe for; with dropout, one repeat at a time.
+        name: network that the protocol has a recipe for; with dropout or batch norm, one repeat at a time.
         images: for each repeat (N, 3, H, H), floats in [0, 1] or bytes, which are moved to the device, or
             NormalizedImages.
         labels: (N,) int64, of every repeat.
@@ -68,13 +70,15 @@ def train_and_test(
         each_epoch: called before every epoch; what it raises ends the training.
         weights: (N,) of the images' losses, as of `ld3m.evaluation.weights.relative`; None counts all alike.
         tiles: per side of an image, of which a batch shows one that is drawn, enlarged; 1 shows whole images.
+        build: makes a network of that name.
+        each_test: called with the repeat and the counts (classes, classes) of test images by class and answer.
 
     Returns:
-        For each repeat the accuracies after the protocol's last epochs, as many as it tests, the last one last; None
-        where the training diverged, which is no result.
+        For each repeat the accuracies after the epochs that the protocol tests, the last one last; None where the
+        training diverged, which is no result.
     """
     size: dict[str, Any] = {"num_classes": len(data.class_names), "resolution": data.resolution}
-    built = [networks.build(name, **size, generator=generator).to(device) for generator in generators]
+    built = [build(name, **size, generator=generator).to(device) for generator in generators]
     if not any(isinstance(module, nn.GroupNorm) for module in built[0].modules()):
         for network in built:
             # A fifth faster on a CPU; with group norms it is slower.
@@ -86,8 +90,10 @@ def train_and_test(
     outcomes: list[list[float]] = [[] for _ in generators]
 
     def test(averaged: Sequence[nn.Module]) -> None:
-        for outcome, network in zip(outcomes, averaged, strict=True):
-            outcome.append(accuracy(network, data))
+        for repeat, (outcome, network) in enumerate(zip(outcomes, averaged, strict=True)):
+            counts = confusion(network, data)
+            each_test(repeat, counts)
+            outcome.append(share_correct(counts))
 
     answers = partial(teacher.logits, data=data) if teacher and protocol.labels == "soft" else None
     is_drawing = has_dropout(built[0])
@@ -122,7 +128,7 @@ def train(
     Args:
         images: for each repeat, normalised or NormalizedImages.
         answers: of the teacher to images (B, 3, H, H), logits (B, classes); None trains on the labels.
-        test: called after each of the last epochs, with copies that have the averages.
+        test: called after each epoch that the protocol tests, with copies that have the averages.
         weights, tiles: as of `train_and_test`.
 
     Returns:
@@ -133,6 +139,7 @@ def train(
     augment, rate_in = augmentation(protocol.augmentation, tiles), SCHEDULES[protocol.schedule]
     optimizer = _optimizer(model.parameters, [p.ndim > 1 for p in built[0].parameters()], protocol)
     size = protocol.batch_size(len(labels), int(labels.max()) + 1)
+    tested = protocol.tested_epochs(recipe.epochs)
     is_finite = torch.ones(len(built), dtype=torch.bool, device=labels.device)
     for epoch in range(recipe.epochs):
         each_epoch()
@@ -159,7 +166,7 @@ def train(
         if not is_finite.any():
             break
         model.average(ema_decay(epoch + 1, recipe.ema_decay))
-        if epoch >= recipe.epochs - protocol.tested:
+        if epoch in tested:
             model.hand_out(copies)
             test(copies)
     model.hand_out(built)
@@ -178,13 +185,14 @@ class _Repeats:
             network = networks.fused(built[0].train())
             self._forward = lambda images: network(images[0])[None]
             self.parameters: list[Tensor] = list(network.parameters())
+            self._state = _state_of(built[0])
         else:
             skeleton = copy.deepcopy(built[0]).train().to("meta")
             stacked, _ = stack_module_state(list(built))
             call = torch.vmap(lambda weights, images: functional_call(skeleton, weights, (images,)))
             self._forward = lambda images: call(stacked, images)
-            self.parameters = list(stacked.values())  # each (R, …)
-        self._averages = [torch.zeros_like(parameter) for parameter in self.parameters]
+            self._state = self.parameters = list(stacked.values())  # each (R, …)
+        self._averages = [torch.zeros_like(part) for part in self._state]
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._forward(images)
@@ -207,14 +215,19 @@ class _Repeats:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        torch._foreach_lerp_(self._averages, self.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(self._averages, self._state, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def hand_out(self, averaged: Sequence[nn.Module]) -> None:
         """Write the averages into networks, one for each repeat."""
         for repeat, network in enumerate(averaged):
             values = self._averages if self._is_alone else [average[repeat] for average in self._averages]
-            torch._foreach_copy_(list(network.parameters()), values)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(_state_of(network), values)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _state_of(network: nn.Module) -> list[Tensor]:
+    """Return what is averaged: the parameters, and the running statistics of batch norms."""
+    return [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
 
 
 def _optimizer(parameters: Sequence[Tensor], is_matrix: Sequence[bool], protocol: Protocol) -> torch.optim.Optimizer:
@@ -260,20 +273,37 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Te
     return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
-@torch.inference_mode()
 def accuracy(network: nn.Module, data: Dataset) -> float:
     """Return a network's accuracy on the test split, in percent."""
+    return share_correct(confusion(network, data))
+
+
+def share_correct(counts: Tensor) -> float:
+    """Return the percentage of a confusion's images that lie on its diagonal."""
+    return 100 * int(counts.diagonal().sum()) / int(counts.sum())
+
+
+@torch.inference_mode()
+def confusion(network: nn.Module, data: Dataset) -> Tensor:
+    """Return how many test images of each class (rows) a network takes for each class (columns), int64."""
     model = networks.fused(network.eval())
     device = next(network.parameters()).device
     budget = _CHUNK_PIXELS if device.type == "cpu" else _CHUNK_PIXELS_DEVICE
-    correct, test = 0, data.test
+    classes, test = len(data.class_names), data.test
+    counts = torch.zeros(classes * classes, dtype=torch.int64)
     assert test is not None  # open_inputs refuses data without
     for indices in torch.arange(len(test)).split(max(1, budget // data.resolution**2)):
         images = data.normalize(test.batch(indices, device))
-        correct += int((model(images).argmax(1).cpu() == test.labels[indices]).sum())
-    return 100 * correct / len(test)
+        answers = model(images).argmax(1).cpu()
+        counts += torch.bincount(test.labels[indices] * classes + answers, minlength=classes * classes)
+    return counts.view(classes, classes)
 
 
 def has_dropout(network: nn.Module) -> bool:
     """Whether training draws from torch's global generator, which all threads share."""
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
+
+
+def has_statistics(network: nn.Module) -> bool:
+    """Whether training changes more than parameters, as batch norms do: repeats are then trained one by one."""
+    return any(True for _ in network.buffers())

@@ -61,7 +61,8 @@ class Opening(Generic[AnyConfig]):
 
     def load_data(self, config: AnyResolved) -> Dataset:
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
-        reading = {name: getattr(config, name) for name in ("resolution", "holdout", "strict", "bit_range")}
+        names = ("resolution", "holdout", "strict", "bit_range", "classes", "per_class", "per_class_seed")
+        reading = {name: getattr(config, name) for name in names}
         dataset = data_room.load(self.data, **reading)
         ids, count = getattr(config, "class_ids", None), len(dataset.class_names)
         if ids is not None and len(ids) != count:  # before anything is planned or encoded

@@ -10,6 +10,7 @@ from typing import Any
 from ld3m.config import read_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs import pictures
+from ld3m.runs.class_tables import class_tables, difference_table
 from ld3m.runs.evaluations import earlier_files
 from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, EVALUATIONS, FACTS, GRID, METRICS, PAGE
 from ld3m.runs.report import (
@@ -98,23 +99,25 @@ def write_report(folder: Path) -> Path:
         raise CheckpointError(f"{folder} is not a folder; pass the output folder of a distillation")
     result = load(folder) if (folder / DISTILLED).is_file() else None
     evaluation, soft, facts = (read_mapping(folder / name) for name in (*FILES.values(), FACTS))
-    config = read_mapping(folder / CONFIG) or dict(result.config if result else {})
+    config = read_mapping(folder / CONFIG) or dict(result.config if result else (evaluation or soft).get("set") or {})
     source = Path(str(config.get("data", "data"))).name
-    made, making = ("chosen", "Selection") if "by" in config else ("distilled", "Distillation")
-    title = _text(f"{len(result.labels)} images {made} from {source}" if result else f"{making} of {source}")
+    title = _text(_title(config, result, source))
     facts.pop("accuracy", None)  # the table has it
     earlier = [found for path in earlier_files(folder) if (found := read_mapping(path)).get("rows")]
     is_sampled = "selector" in config or "by" in config  # no iterations, so no curves
+    is_foreign = bool(config.get("foreign"))  # scored, not made
     sections = {
-        "Images": _images(folder, result),
+        **({"Images": _images(folder, result)} if result or not is_foreign else {}),
         **({"Accuracy": accuracy_table(evaluation)} if evaluation or not soft else {}),
         **({"Accuracy with soft labels": accuracy_table(soft)} if soft else {}),
         **({"Earlier evaluations": "\n".join(map(_earlier, earlier))} if earlier else {}),
-        **({} if is_sampled else {"Curves": _curves(folder)}),
+        **({} if is_sampled or is_foreign else {"Curves": _curves(folder)}),
         "Settings": _facts(config) or _missing("There is no config.yaml in the folder."),
         "Versions and timings": _facts(facts) or _missing("There is no result.json: it is written when the run ends."),
         "Loading the images": _loading(folder, result),
     }
+    if is_foreign:
+        sections = {name: part for name, part in sections.items() if name not in _OF_RUNS}
     body = "\n".join(f"<section><h2>{name}</h2>\n{content}\n</section>" for name, content in sections.items())
     page = (
         f'{_HEAD}<title>{title} · ld3m</title>\n<main>\n<p class="soft">ld3m · {_text(folder.resolve().name)}</p>\n'
@@ -122,6 +125,16 @@ def write_report(folder: Path) -> Path:
     )
     write_text(folder / PAGE, page)
     return folder / PAGE
+
+
+_OF_RUNS = ("Versions and timings", "Loading the images")
+
+
+def _title(config: Mapping[str, Any], result: Result | None, source: str) -> str:
+    if config.get("foreign"):
+        return f"{config.get('set', 'A set')} scored on {config.get('data', 'data')}"
+    made, making = ("chosen", "Selection") if "by" in config else ("distilled", "Distillation")
+    return f"{len(result.labels)} images {made} from {source}" if result else f"{making} of {source}"
 
 
 def draw_curves(folder: Path) -> Path:
@@ -252,6 +265,7 @@ def accuracy_table(evaluation: Mapping[str, Any]) -> str:
     return (
         f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>\n<p class="note soft">{note}</p>\n'
         f"{_accuracy_by_size(table, columns, sizes)}"
+        f"{difference_table(evaluation)}{class_tables(evaluation)}"
         f"<details><summary>Protocol {_text(protocol.pop('name', ''))}</summary>{deviations}"
         f"{_facts(protocol)}</details>"
     )

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple, cast
 
 from ld3m.networks import base_name
+from ld3m.runs.differences import difference_lines, paired
 from ld3m.runs.evaluations import forget_earlier, keep_earlier
 from ld3m.runs.folder import EVALUATION, EVALUATION_SOFT
 from ld3m.runtime.reading import (
@@ -59,7 +60,11 @@ _ROW = mapping(
     },
     {
         "best_epoch": mapping({"mean": _PERCENT, "std": _PERCENT}, {"accuracies": listing(_PERCENT, 1)}),
+        "tests": whole(1, 10**9),
         "teacher": _NAME,
+        "per_class": listing(number(0, 100), 1, 10**5),
+        "confusion": listing(listing(whole(0, 10**12), 1, 100), 1, 100),
+        "published": mapping({"accuracy": number(0, 100), "source": text()}, {"std": _PERCENT, "column": _NAME}),
         "lrs": _SUMMARY,
         "ars": _SUMMARY,
     },
@@ -109,6 +114,14 @@ SHOWN = mapping(  # what a page and a card make use of, where it is there
         "distilled_with": optional(_NAME),
         "diverged": _DIVERGED,
         "storage_bytes": _STORAGE,
+        "paired": listing(
+            mapping(
+                dict.fromkeys(("set", "against", "network"), _NAME),
+                dict.fromkeys(("mean", "standard_error"), optional(number(-100, 100))),
+            )
+        ),
+        "data": optional(mapping({}, {"class_names": listing(text(), 0, 10**5)})),
+        "set": optional(mapping({})),
     },
 )
 
@@ -174,7 +187,10 @@ class Report:
                 f"\nUnseen: networks other than {base_name(self.distilled_with)}, with which the images were distilled."
             )
         sizes = [SIZE_REMARK] if stored_bytes(self.about) else []
-        return "\n".join([note, *sizes, *remarks(self.rows, self.protocol)])
+        differences = difference_lines(paired(self.rows, self.distilled_with))
+        source = self.protocol.get("source")
+        follows = [f"As {source}; how it differs is said in the report."] if source else []
+        return "\n".join([note, *sizes, *differences, *remarks(self.rows, self.protocol), *follows])
 
     def __repr__(self) -> str:
         cells = {name: score and Cell(*score) for name, score in self.unseen.items()}
@@ -191,6 +207,7 @@ class Report:
         content = {
             "rows": self.rows,
             "unseen": self.unseen,
+            "paired": paired(self.rows, self.distilled_with),
             "protocol": self.protocol,
             "distilled_with": self.distilled_with,
             **self.about,
@@ -205,7 +222,8 @@ class Report:
             CheckpointError: the text is something else.
         """
         content = parse_json(text, REPORT, source="this is not the JSON of an evaluation", remedy="evaluate again")
-        content.pop("unseen")  # follows from the rows
+        for name in ("unseen", "paired"):  # follow from the rows
+            content.pop(name, None)
         return cls(content.pop("rows"), content.pop("protocol"), content.pop("distilled_with"), content)
 
 
@@ -235,9 +253,10 @@ def layout(
     cells: dict[tuple[str, str], Cell] = {}
     for row in rows:
         diverged = _count_none(row["accuracies"])
-        cells[row["set"], row["network"]] = Cell(row["mean"], row["std"], diverged)
+        last, best_of = columns_of(row)
+        cells[row["set"], last] = Cell(row["mean"], row["std"], diverged)
         if best := row.get("best_epoch"):
-            cells[row["set"], f"{row['network']} best_epoch"] = Cell(best["mean"], best["std"], diverged)
+            cells[row["set"], best_of] = Cell(best["mean"], best["std"], diverged)
     others = _unseen_rows(rows, distilled_with)
     for name, score in unseen.items():
         diverged = _over_networks(others[name]).diverged if name in others else 0
@@ -250,6 +269,13 @@ def layout(
         cells |= {(name, score): _over_networks(values) for name, values in scored.items()}
     columns = list(dict.fromkeys(column for _, column in cells))
     return columns, {row["set"]: [cells.get((row["set"], column)) for column in columns] for row in rows}
+
+
+def columns_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the names of a network's columns, of the last test and of the best one; older files do not say how many
+    tests there were."""
+    network, tests = row["network"], row.get("tests")
+    return (f"{network} last", f"{network} best of {tests} tests") if tests else (network, f"{network} best_epoch")
 
 
 def remarks(rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> list[str]:
@@ -270,8 +296,19 @@ def remarks(rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> l
         said.append(f"Trained in {protocol['dtype']} mixed precision, tested in float32.")
     if teacher := rows[0].get("teacher"):
         said.append(f"Soft labels of the teacher {teacher}, for every set.")
-    if "best_epoch" in rows[0]:
+    if "tests" in rows[0]:
+        said.append(
+            "last: after the last epoch, as are unseen mean and differences; best of n tests: chosen by test accuracy."
+        )
+    elif "best_epoch" in rows[0]:
         said.append(f"best_epoch: the best of the last {protocol['tested']} epochs by test accuracy.")
+    for row in rows:
+        if known := row.get("published"):
+            spread = "" if known.get("std") is None else f" ± {known['std']:g}"
+            said.append(
+                f"Published for {row['set']} on {row['network']} ({known.get('column', 'last')}): {known['accuracy']:g}"
+                f"{spread}, {known['source']}."
+            )
     if any(score in rows[0] for score in SCORES):
         said.append("lrs, ars: label- and augmentation-robust score, 0 to 1, mean over the networks.")
     return said

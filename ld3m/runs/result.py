@@ -70,7 +70,8 @@ class Result:
     @property
     def set_name(self) -> str:
         """What the set is called in the rows of an evaluation."""
-        return str(self.config.get("space", "selected" if "by" in self.config else "distilled"))
+        plain = "selected" if "by" in self.config else "distilled"
+        return str(self.config.get("set", self.config.get("space", plain)))
 
     @property
     def ipc(self) -> int:

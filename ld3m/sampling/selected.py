@@ -15,7 +15,7 @@ from ld3m.config.select import resolve
 from ld3m.data.images import to_unit
 from ld3m.errors import ConfigError
 from ld3m.evaluation.finish import check_protocol, finish_classes
-from ld3m.evaluation.judges import Judges, open_teacher
+from ld3m.evaluation.measuring import Judges, open_teacher
 from ld3m.evaluation.teacher import load_teacher
 from ld3m.runs import pictures
 from ld3m.runs.folder import DISTILLED, RunFolder

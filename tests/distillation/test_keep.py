@@ -12,7 +12,7 @@ from ld3m.data import load
 from ld3m.distillation.job import prepare
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import load_teacher, train_teacher
-from ld3m.evaluation.judges import Judges
+from ld3m.evaluation.measuring import Judges
 from ld3m.runs.folder import RunFolder
 from ld3m.spaces import SPACES
 
@@ -96,7 +96,7 @@ def test_interrupted_it_ends_with_the_same_bytes(distill_small, tmp_path, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunFolder, "log", interrupt)
         distill_small(keep=0.6, out=tmp_path / "run")
-    monkeypatch.setattr("ld3m.evaluation.judges.train_network", None)
+    monkeypatch.setattr("ld3m.evaluation.measuring.train_network", None)
     path = distill_small(out=tmp_path / "run", resume=True).path
     assert (path / "distilled.safetensors").read_bytes() == (whole / "distilled.safetensors").read_bytes()
     with pytest.raises(ConfigError, match=r"these differ: keep 0\.6 → 0\.5"):

@@ -9,6 +9,7 @@ import torch
 
 from ld3m.evaluation import Report, comparison, evaluate
 from ld3m.evaluation.divergence import MOST_HALVINGS
+from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.protocols import Recipe
 from ld3m.evaluation.teacher import Teacher
 from ld3m.networks import build
@@ -157,6 +158,6 @@ def test_progress_is_not_that_of_another_teacher_of_the_same_weights(toy, brief,
         about = (toy.class_names, 8, mean, toy.std, toy.name, toy.fingerprint, {})
         teacher = Teacher(network, CONVNET, *about)
         config = comparison.EvaluateConfig(networks=(CONVNET,), repeats=1)
-        result = comparison.open_inputs(pair, toy)[0]
+        result = open_inputs(pair, toy)[0]
         keys.append(comparison.Comparison(result, toy, brief, config, torch.device("cpu"), teacher).key())
     assert keys[0] == keys[2] != keys[1]

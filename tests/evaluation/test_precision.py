@@ -92,5 +92,5 @@ def test_an_evaluation_says_so(toy, brief):
 def test_other_precisions_are_refused(toy, brief):
     with pytest.raises(ConfigError, match=r"dtype is one of float32, bfloat16; got 'float16'"):
         evaluate((torch.rand(3, 3, 8, 8), torch.arange(3)), toy, protocol=brief, dtype="float16", progress=False)
-    assert find("rded").with_dtype(None) == find("rded").with_dtype("float32") == find("rded")
+    assert find("d3hr").with_dtype(None) == find("d3hr").with_dtype("float32") == find("d3hr")
     assert replace(HALF, dtype="float32", deviations=find("quick").deviations) == find("quick")

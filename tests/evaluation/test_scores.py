@@ -67,7 +67,7 @@ def test_only_the_trainings_that_are_needed_are_asked_for(names, labels, wanted)
 
 
 def test_variants_change_one_thing():
-    protocol = find("rded")
+    protocol = find("d3hr")
     assert scores.variant(protocol, "own", 7) is protocol
     hard, plain, full = (scores.variant(protocol, name, 7) for name in ("hard", "plain", "full"))
     assert (hard.labels, hard.augmentation, hard.tested) == ("hard", "crop-cutmix", 1)

@@ -1,4 +1,4 @@
-"""Soft labels: the loss, the optimiser and batch of `rded`, and an evaluation from end to end."""
+"""Soft labels: the loss, the optimiser and batch of `d3hr`, and an evaluation from end to end."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def test_soft_loss_is_the_divergence_at_the_temperature():
     logits, wanted = (torch.randn(4, 3, dtype=torch.float64) for _ in range(2))
     p, q = ((values / 20).softmax(1) for values in (wanted, logits))
     divergence = (p * (p.log() - q.log())).sum() / 4
-    torch.testing.assert_close(_loss(logits, wanted, None, find("rded")), divergence)
+    torch.testing.assert_close(_loss(logits, wanted, None, find("d3hr")), divergence)
 
 
 def test_hard_loss_of_mixed_images_weighs_both_labels():
@@ -43,7 +43,7 @@ def test_hard_loss_of_mixed_images_weighs_both_labels():
     mix = Mix(torch.tensor([2, 0, 1]), 0.7)
     terms = -logits.log_softmax(1)
     wanted = sum(0.7 * terms[k, k] + 0.3 * terms[k, other] for k, other in enumerate([2, 0, 1])) / 3
-    torch.testing.assert_close(_loss(logits, labels, mix, find("rded")), wanted)
+    torch.testing.assert_close(_loss(logits, labels, mix, find("d3hr")), wanted)
 
 
 def test_half_cosine_stops_at_half():
@@ -54,8 +54,8 @@ def test_half_cosine_stops_at_half():
     assert rates == sorted(rates, reverse=True)
 
 
-def test_rded_is_as_published():
-    protocol = find("rded")
+def test_d3hr_is_as_published():
+    protocol = find("d3hr")
     names = ("ConvNet", "ResNet18", "VGG11", "AlexNet", "ViT")
     assert [protocol.recipe(name).rate for name in names] == [1e-3, 1e-3, 5e-4, 1e-4, 1e-4]
     assert {(recipe.epochs, recipe.ema_decay) for recipe in protocol.recipes.values()} == {(300, 0.0)}
@@ -69,13 +69,13 @@ def test_rded_is_as_published():
     [(10, 10, 10), (50, 10, 15), (100, 10, 50), (500, 10, 100), (100, 100, 30), (1000, 100, 100), (20_000, 200, 100)],
 )
 def test_batch_follows_from_the_images_per_class(images, classes, size):
-    assert find("rded").batch_size(images, classes) == size
+    assert find("d3hr").batch_size(images, classes) == size
 
 
 def test_other_labels_are_said():
     said = "soft labels instead of hard, at temperature 1"
     assert find("quick").with_labels("soft").deviations[-1] == said
-    assert find("rded").with_labels("hard").deviations[-1] == "hard labels instead of soft"
+    assert find("d3hr").with_labels("hard").deviations[-1] == "hard labels instead of soft"
     assert find("quick").with_labels("hard") == find("quick").with_labels(None) == find("quick")
 
 
@@ -95,7 +95,7 @@ def test_adamw_by_hand_decays_weights_of_several_axes_only():
     def answers(seen: torch.Tensor) -> torch.Tensor:  # by image, since their order is drawn
         return torch.stack([guide[int((images == one).flatten(1).all(1).nonzero())] for one in seen])
 
-    protocol = replace(find("rded"), augmentation="none", weight_decay=0.3)
+    protocol = replace(find("d3hr"), augmentation="none", weight_decay=0.3)
     train(
         [network],
         [images],
@@ -137,7 +137,7 @@ def test_the_teacher_sees_the_augmented_images(toy, brief):
             return images.mean((2, 3)) @ self.weight
 
     images = torch.rand(6, 3, 8, 8)
-    protocol = replace(find("rded"), batch=4)
+    protocol = replace(find("d3hr"), batch=4)
     train(
         [Spy()],
         [images],
@@ -165,7 +165,7 @@ def test_rows_carry_the_teacher_beside_random_images(toy, pair, teacher, monkeyp
     monkeypatch.setattr(comparison, "train_and_test", spy)
     monkeypatch.setattr(comparison, "num_workers", lambda *_: 1)
     options = {"networks": ["ConvNet-w0.06"], "epochs": 12, "repeats": 2, "progress": False, "together": False}
-    report = evaluate(pair, toy, protocol="rded", teacher=teacher, baselines=("random",), **options)
+    report = evaluate(pair, toy, protocol="d3hr", teacher=teacher, baselines=("random",), **options)
     assert [(row["set"], row["labels"], row["teacher"]) for row in report.rows] == [
         ("distilled", "soft", teacher.name),
         ("random", "soft", teacher.name),
@@ -177,9 +177,11 @@ def test_rows_carry_the_teacher_beside_random_images(toy, pair, teacher, monkeyp
         assert row["best_epoch"] == {"accuracies": [100.0, 100.0], "mean": 100.0, "std": 0.0}
     assert report.about["teacher"]["test_accuracy"] == teacher.about["test_accuracy"]
     table = report.table()
-    assert table.splitlines()[0].split() == ["ConvNet-w0.06", "ConvNet-w0.06", "best_epoch", "unseen", "mean", "size"]
+    assert table.splitlines()[0].split() == [
+        *("ConvNet-w0.06", "last", "ConvNet-w0.06", "best", "of", "9", "tests", "unseen", "mean", "size"),
+    ]
     assert f"Soft labels of the teacher {teacher.name}, for every set." in table
-    assert "best_epoch: the best of the last 9 epochs by test accuracy" in table
+    assert "best of n tests: chosen by test accuracy" in table
     assert Report.from_json(report.to_json()) == report
 
 
@@ -251,7 +253,7 @@ def test_a_full_training_that_is_too_short_is_said(toy, pair, brief, caplog, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "rded"}, "soft labels need a teacher; train one with `ld3m teacher`"),
+        ({"protocol": "d3hr"}, "soft labels need a teacher; train one with `ld3m teacher`"),
         ({"labels": "soft"}, "soft labels need a teacher"),
         ({"labels": "firm"}, "labels is one of hard, soft; got 'firm'"),
         ({"teacher": "t.safetensors"}, "a teacher has no use for hard labels"),
@@ -269,4 +271,4 @@ def test_a_teacher_of_other_classes_is_refused_before_any_training(toy, pair, te
     monkeypatch.setattr(comparison, "train_and_test", None)
     renamed = replace(toy, class_names=("red", "blue", "green"))
     with pytest.raises(ConfigError, match="classes in another order"):
-        evaluate(pair, renamed, protocol="rded", networks=["ConvNet-w0.06"], teacher=teacher, progress=False)
+        evaluate(pair, renamed, protocol="d3hr", networks=["ConvNet-w0.06"], teacher=teacher, progress=False)

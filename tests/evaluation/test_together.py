@@ -39,13 +39,13 @@ def test_weights_are_those_of_separate_trainings(name):
     assert not torch.allclose(at_once[0][0], at_once[1][0])
 
 
-def test_so_are_they_under_rded_with_soft_labels():
+def test_so_are_they_under_d3hr_with_soft_labels():
     guide = torch.linspace(-1, 1, 3, dtype=torch.float64)
 
     def answers(images: torch.Tensor) -> torch.Tensor:
         return images.mean((1, 2, 3))[:, None] * guide
 
-    protocol = replace(find("rded"), batch=4)
+    protocol = replace(find("d3hr"), batch=4)
     name = "ConvNet-w0.06"
     alone, at_once = trained(name, protocol, [[0], [1], [2]], answers), trained(name, protocol, [[0, 1, 2]], answers)
     for separate, together in zip(alone, at_once, strict=True):

@@ -105,7 +105,7 @@ def test_networks_see_the_tiles_of_a_combined_set(toy, brief):
 @pytest.fixture
 def quickly(monkeypatch):
     """Networks that judge are trained in a moment."""
-    monkeypatch.setattr("ld3m.evaluation.judges.Judges._network", "ConvNet-w0.06")
+    monkeypatch.setattr("ld3m.evaluation.measuring.Judges._network", "ConvNet-w0.06")
 
 
 def test_every_selector_can_be_a_baseline(toy, result, brief, quickly):

@@ -17,7 +17,7 @@ from ld3m.config import TeacherTraining
 from ld3m.data import load
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import train_teacher
-from ld3m.evaluation.judges import Judges
+from ld3m.evaluation.measuring import Judges
 from ld3m.runs.folder import RunFolder
 from ld3m.runs.result import Result
 from ld3m.runtime.rows import RowFile
@@ -130,7 +130,7 @@ def test_in_memory_it_is_the_same(whole, go, teacher):
 
 
 def test_scores_of_another_run_serve_again(whole, go, tmp_path, monkeypatch):
-    monkeypatch.setattr("ld3m.evaluation.judges.train_network", None)
+    monkeypatch.setattr("ld3m.evaluation.measuring.train_network", None)
     again = go(out=tmp_path / "run", ipc=2, scores_from=whole / "scores").path
     assert torch.equal(ld3m.load(again).images, ld3m.load(whole).images) and not (again / "scores").exists()
     assert go(ipc=4, scores_from=whole / "scores").images.shape[0] == 12
@@ -232,7 +232,7 @@ def test_a_trained_teacher_is_kept_and_used_again(go, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunFolder, "log", interrupt)
         go(out=tmp_path / "two", ipc=2)
-    monkeypatch.setattr("ld3m.evaluation.judges.train_network", None)
+    monkeypatch.setattr("ld3m.evaluation.measuring.train_network", None)
     assert bytes_of(go(out=tmp_path / "two", resume=True).path) == bytes_of(path)
     assert go(out=tmp_path / "three", teacher=path / "teacher.safetensors").images.shape[0] == 3
 
@@ -280,7 +280,7 @@ def test_overwrite_can_use_the_teacher_and_the_scores_of_the_run_it_replaces(go,
 _SLOW = """
 import sys, time
 from ld3m import cli
-from ld3m.evaluation.judges import Judges
+from ld3m.evaluation.measuring import Judges
 from ld3m.runs.folder import RunFolder
 Judges._network = "ConvNet-w0.03"
 log = RunFolder.log
