@@ -17,6 +17,7 @@ from ld3m.data.normalizations import moments
 from ld3m.errors import DataError, InputError
 from ld3m.evaluation.class_match import labels_in
 from ld3m.evaluation.foreign import in_unit_range, open_foreign, sized
+from ld3m.evaluation.weights import weights_beside
 from ld3m.runs.folder import CONFIG, DISTILLED, MARKER
 from ld3m.runs.result import Result
 from ld3m.runs.result import load as load_result
@@ -168,7 +169,8 @@ def _open_foreign(inputs: object, data: object, reading: Reading) -> tuple[Resul
         images = _in_unit_range(to_unit(images), dataset, reading.image_range)
     about = {"set": given.name, "foreign": True, "data": dataset.name, "match": reading.match}
     about |= {"resized": given.rule} if given.rule else {}
-    result = Result(images, given.labels, given.class_names, {}, about, dataset.mean, dataset.std)
+    own = given.labels, given.class_names, {}, about, dataset.mean, dataset.std
+    result = Result(images, *own, weights=weights_beside(inputs, len(images)))
     result = _matched(result, given.wnids, dataset, reading.match, given.is_named)
     require_test(dataset)
     return result, dataset, None

@@ -25,11 +25,11 @@ from ld3m.runtime.exchange import exchange, held_open, restore, sweep_beside, te
 from ld3m.runtime.reading import shown_text
 from ld3m.runtime.storage import clear_write_errors, owning, save_tensors, write_text
 
-_TENSORS, _WEIGHTS, _TAGS = "images.safetensors", "weights.csv", {"dataset-distillation", "ld3m"}
+_TENSORS, WEIGHTS_FILE, _TAGS = "images.safetensors", "weights.csv", {"dataset-distillation", "ld3m"}
 _SPLIT_WORD = re.compile(
     r"(^|[-._ 0-9])(?=(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?:$|[-._ 0-9]))", re.I
 )
-_EXPORTED = re.compile(rf"README\.md|{re.escape(_TENSORS)}|{re.escape(_WEIGHTS)}|[^/]+/\d+\.png")
+_EXPORTED = re.compile(rf"README\.md|{re.escape(_TENSORS)}|{re.escape(WEIGHTS_FILE)}|[^/]+/\d+\.png")
 _WEIGHED = "\nThe loss of each image is to be multiplied by its weight, which is 1 on average over a class.\n"
 _ALL_PICTURES = [{"config_name": "default", "data_files": [{"split": "train", "path": "*/*.png"}]}]
 
@@ -128,8 +128,8 @@ def _write_images(result: Result, folder: Path) -> str:
         csv.writer(lines, lineterminator="\n").writerows(
             [("file", "weight"), *zip(files, result.weights.tolist(), strict=True)]
         )
-        write_text(folder / _WEIGHTS, lines.getvalue())
-        reading = f'\nweights = numpy.array([row["weight"] for row in csv.DictReader(open("{_WEIGHTS}"))], float)'
+        write_text(folder / WEIGHTS_FILE, lines.getvalue())
+        reading = f'\nweights = numpy.array([row["weight"] for row in csv.DictReader(open("{WEIGHTS_FILE}"))], float)'
     return ("import csv\n" if reading else "") + (
         "import numpy, PIL.Image\n"
         f'files = [f"{{name}}/{{k}}.png" for name in {names} for k in range({result.ipc})]\n'

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ld3m.errors import ConfigError
+import ld3m
+from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import evaluate
 from ld3m.evaluation.augmentation import Mix, augmentation
 from ld3m.evaluation.baselines import BASELINES, choose
@@ -176,3 +177,19 @@ def test_the_table_and_the_page_show_the_sizes(toy, result, brief, tmp_path):
     assert table[1].endswith("2 KiB") and table[2].endswith("1 KiB")
     page = (folder / "report.html").read_text()
     assert "<th>size</th>" in page and "<td>2 KiB</td>" in page and "Accuracy per byte" in page
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "safetensors"])
+def test_an_export_is_evaluated_with_its_weights(format, toy, result, brief, tmp_path):
+    """Right images of all weight beside wrong ones of none: it is the same as without the wrong ones."""
+    both = replace(two_each(toy, result), weights=torch.tensor([1.0, 0.0] * 3), config={"data": "toy"})
+    to = ld3m.export(both.save(tmp_path / "run"), format, tmp_path / "to")
+    given = to / "images.safetensors" if format == "safetensors" else to
+    options = {"protocol": brief, "networks": ["ConvNet-w0.06"], "repeats": 1, "baselines": (), "progress": False}
+    assert evaluate(given, toy, **options).rows[0]["mean"] > 90
+    if format == "imagefolder":
+        (to / "weights.csv").write_text("file,weight\nred/0.png,1\n")
+        with pytest.raises(DataError, match=r"weights\.csv has no weight for some file"):
+            evaluate(given, toy, **options)
+        (to / "weights.csv").unlink()
+        assert evaluate(given, toy, **options).rows[0]["mean"] < 90
