@@ -42,31 +42,26 @@ BASELINES = {
 }
 
 
-def choose(
-    name: str,
-    data: Dataset,
-    counts: Sequence[int],
-    generators: Sequence[torch.Generator],
-    *,
-    seed: int,
-    teacher: Teacher | None,
-    device: torch.device,
-    progress: bool = False,
-) -> list[Choice]:
-    """Choose counts[k] real images of each class k, once for each generator.
+def judges_of(data: Dataset, seed: int, teacher: Teacher | None, device: torch.device, progress: bool) -> Judges:
+    """Return what all baselines are chosen by.
 
     Args:
         seed: of networks that judge, and of random crops.
         teacher: by which images are chosen; one is trained where it is None and needed.
     """
-    baseline = BASELINES[name]
-    selection, config = SELECTIONS[baseline.by], SelectConfig(by=baseline.by, ipc=max(counts), seed=seed)
-    config = replace(config, tiles=selection.tiles(data.resolution))
+    return Judges(data, SelectConfig(seed=seed), device, teacher, progress=progress)
+
+
+def choose(name: str, counts: Sequence[int], generators: Sequence[torch.Generator], judges: Judges) -> list[Choice]:
+    """Choose counts[k] real images of each class k, once for each generator."""
+    data, baseline = judges.data, BASELINES[name]
+    selection = SELECTIONS[baseline.by]
+    tiles, ipc = selection.tiles(data.resolution), max(counts)
     for label in range(len(counts)):
-        needed = counts[label] * selection.tiles(data.resolution) ** 2
-        Candidates(data, label).require(needed, baseline.by, counts[label], selection.tiles(data.resolution))
-    judges = Judges(data, config, device, teacher, progress=progress)
-    scores = [judges.scores(label) for label in range(len(counts))]
+        Candidates(data, label).require(counts[label] * tiles**2, baseline.by, counts[label], tiles)
+    config = replace(judges.config, by=baseline.by, ipc=ipc, tiles=tiles)
+    own = replace(judges, config=config, networks_of=judges, _known={})
+    scores = [own.scores(label) for label in range(len(counts))]
     choices = [
         Choice.joined(
             [

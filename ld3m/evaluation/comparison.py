@@ -80,12 +80,12 @@ class Comparison:
         """Choose the real images, as many of each class as there are distilled ones."""
         if self.config.baselines:
             self.data.train.require_per_class(max(self.counts), "images per class")
+        judges = baselines.judges_of(self.data, self.config.seed, self.judge, self.device, progress)
         for name in self.config.baselines:
             draws = self.config.repeats if BASELINES[name].is_drawn_anew else 1
             generators = [self._generator(name, draw) for draw in range(draws)]
             self.seeds[name] = [generator.initial_seed() for generator in generators]
-            options = {"seed": self.config.seed, "teacher": self.judge, "device": self.device, "progress": progress}
-            self.choices[name] = baselines.choose(name, self.data, self.counts, generators, **options)
+            self.choices[name] = baselines.choose(name, self.counts, generators, judges)
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class Judges:
         config: says how to measure, and the seed that trainings follow from.
         given: a teacher; one is trained as `ld3m teacher` does when None.
         folder: of a run, where the teacher that is trained and the scores are kept; None keeps nothing.
+        networks_of: judges of the same data, seed and settings, but for the selector, whose networks are shared.
     """
 
     data: Dataset
@@ -39,6 +40,7 @@ class Judges:
     given: Teacher | None = None
     folder: Path | None = None
     progress: bool = True
+    networks_of: "Judges | None" = None
     _known: dict[int, Measured] = field(default_factory=dict, repr=False)
 
     @property
@@ -48,6 +50,8 @@ class Judges:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher that is given, stored in the folder, or trained."""
+        if self.networks_of is not None:
+            return self.networks_of.teacher
         path = None if self.folder is None else self.folder / TEACHER
         teacher = self.given or self._stored(path)
         if teacher is None:
@@ -72,6 +76,8 @@ class Judges:
     @cached_property
     def early(self) -> list[nn.Module]:
         """Networks early in training."""
+        if self.networks_of is not None:
+            return self.networks_of.early
         count, epochs = self.config.early_networks, self.config.early_epochs
         logger.info("%d networks are trained for %d epochs, by which images are chosen", count, epochs)
         found: list[nn.Module] = []

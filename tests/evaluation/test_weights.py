@@ -10,7 +10,7 @@ import ld3m
 from ld3m.errors import ConfigError, DataError
 from ld3m.evaluation import evaluate
 from ld3m.evaluation.augmentation import Mix, augmentation
-from ld3m.evaluation.baselines import BASELINES, choose
+from ld3m.evaluation.baselines import BASELINES, choose, judges_of
 from ld3m.evaluation.protocols import PROTOCOLS, find
 from ld3m.evaluation.storage import storage_bytes
 from ld3m.evaluation.training import _loss, train_and_test
@@ -109,12 +109,18 @@ def quickly(monkeypatch):
     monkeypatch.setattr("ld3m.evaluation.measuring.Judges._network", "ConvNet-w0.06")
 
 
-def test_every_selector_can_be_a_baseline(toy, result, brief, quickly):
+def test_every_selector_can_be_a_baseline(toy, result, brief, quickly, monkeypatch):
+    """The networks that judge are trained once for all of them: a teacher, and three early in training."""
+    from ld3m.evaluation import measuring
+
+    trained, train = [], measuring.train_network
+    monkeypatch.setattr(measuring, "train_network", lambda *given: (trained.append(given[1].epochs), train(*given))[1])
     names = tuple(BASELINES)
     assert set(SELECTIONS) < set(names)
     options = {"protocol": brief.with_epochs(2), "networks": ["ConvNet-w0.06"], "repeats": 1, "progress": False}
     report = evaluate(result, toy, baselines=names, **options)
     assert [row["set"] for row in report.rows] == ["ld3m", *names]
+    assert sorted(trained) == [2, 2, 2, 15]
     again = evaluate(result, toy, baselines=("easy",), **options)
     assert again.rows[1] == report.rows[1 + names.index("easy")]
 
@@ -130,8 +136,8 @@ def test_baselines_are_chosen_by_the_teacher_that_is_given(toy, result, brief, q
             teacher.network(toy.normalize(toy.train.batch(range(60)))), toy.train.labels, reduction="none"
         )
     easiest = [int(toy.train.of_class(k)[loss[toy.train.labels == k].argmin()]) for k in range(3)]
-    options = {"seed": 0, "device": torch.device("cpu"), "progress": False}
-    [choice] = choose("easy", toy, [1] * 3, [torch.Generator()], teacher=teacher, **options)
+    judges = judges_of(toy, 0, teacher, torch.device("cpu"), False)
+    [choice] = choose("easy", [1] * 3, [torch.Generator()], judges)
     assert choice.positions.flatten().tolist() == easiest
     assert torch.equal(render(toy.train, choice), toy.train.images[easiest])
     evaluation = {"protocol": brief.with_epochs(2), "networks": ["ConvNet-w0.06"], "repeats": 1, "progress": False}
@@ -142,10 +148,9 @@ def test_baselines_are_chosen_by_the_teacher_that_is_given(toy, result, brief, q
 
 
 def test_kmeans_is_weighted_where_it_is_said(toy):
-    options = {"seed": 0, "teacher": None, "device": torch.device("cpu")}
+    judges = judges_of(toy, 0, None, torch.device("cpu"), False)
     [plain], [weighted] = (
-        choose(name, toy, [3] * 3, [torch.Generator().manual_seed(1)], **options)
-        for name in ("kmeans", "kmeans-weighted")
+        choose(name, [3] * 3, [torch.Generator().manual_seed(1)], judges) for name in ("kmeans", "kmeans-weighted")
     )
     assert torch.equal(plain.positions, weighted.positions) and plain.weights is None
     assert weighted.weights.view(3, 3).sum(1).tolist() == pytest.approx([3.0] * 3)
