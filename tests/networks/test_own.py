@@ -139,3 +139,20 @@ def test_names_with_a_hyphen_keep_it(name, base):
 def test_convnet_6_needs_64_pixels():
     with pytest.raises(ConfigError, match="resolution of at least 2"):
         networks.blueprint("ConvNet-6", num_classes=10, resolution=32)
+
+
+def test_grey_images_have_a_network_of_one_channel():
+    from ld3m.networks.one_channel import one_channel
+
+    def make() -> nn.Module:
+        generator = torch.Generator().manual_seed(0)
+        return one_channel(networks.build("ConvNet-w0.1", num_classes=3, resolution=8, generator=generator), generator)
+
+    network = make()
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert first.weight.shape == (13, 1, 3, 3) and first.weight.abs().max() <= 1 / 3 and first.weight.abs().max() > 0.2
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(network(images), network(images[:, :1].expand(-1, 3, -1, -1)))
+    assert torch.equal(network(images), make()(images))
+    plain = pooled(3)
+    assert one_channel(plain) is plain
