@@ -174,6 +174,7 @@ setup(
     extras_require={
         "data": ["datasets"],  # Hugging Face data sets
         "xformers": ["xformers; sys_platform == 'linux'"],  # attention="xformers", for comparison: never needed
+        "timm": ["timm"],  # `--networks timm:NAME`, which no test needs
         "test": TEST,
         "dev": [
             *TEST,

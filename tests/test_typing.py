@@ -31,7 +31,7 @@ PAIRS = [
     (keywords.RunKeywords, RunConfig, ()),
     (keywords.DistillKeywords, DistillConfig, ()),
     (keywords.SampleKeywords, SampleConfig, ()),
-    (keywords.EvaluateKeywords, EvaluateConfig, ("protocol", "teacher")),
+    (keywords.EvaluateKeywords, EvaluateConfig, ("protocol", "teacher", "networks")),
 ]
 WIDER = {torch.device, torch.dtype, os.PathLike[str], keywords.LoadedPrior}  # what is stored as a word
 

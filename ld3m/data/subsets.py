@@ -89,7 +89,7 @@ def narrowed(source: Source, classes: str) -> Source:
     places |= {wnid: label for label, wnid in enumerate(wnids) if wnid}
     if lacking := [name for name in wanted if _place(name, places) is None]:
         raise DataError(
-            f"{source.name!r} lacks {_listed(lacking)} of the classes {classes!r} names; it has "
+            f"{source.name!r} lacks {_listed(lacking)} of the classes that {classes!r} names; it has "
             f"{_listed([wnid or name for wnid, name in zip(wnids, source.class_names, strict=True)])}"
         )
     labels = [label for name in wanted if (label := _place(name, places)) is not None]

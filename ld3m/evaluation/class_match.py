@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from ld3m.data.ilsvrc import ilsvrc_index
 from ld3m.errors import DataError
 
-Names, Wnids = Sequence[str], Sequence[str | None]
+Names = Sequence[str]
+Wnids = Sequence[str | None]
 _SHOWN = 20
 
 

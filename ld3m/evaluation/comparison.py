@@ -24,6 +24,7 @@ from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalizedImages, has_dropout, has_statistics, train_and_test
 from ld3m.evaluation.weights import relative
 from ld3m.networks import Zoo
+from ld3m.networks.one_channel import one_channel
 from ld3m.runs.evaluations import readable_name
 from ld3m.runs.result import Result
 from ld3m.runtime import seeds
@@ -59,6 +60,7 @@ class Comparison:
         self.device, self.teacher, self.networks = device, teacher, config.networks or protocol.networks
         self.zoo = zoo or Zoo(self.networks)
         self.seen = _normalized(data, protocol)  # as the networks see it
+        self.is_grey = protocol.frames and _is_grey(data.train.images) and _is_grey(result.images)
         self.confusions: dict[Training, Tensor] = {}  # after the last test, of those that this process trained
         self.counts: list[int] = torch.bincount(result.labels, minlength=len(data.class_names)).tolist()
         self.halvings = dict.fromkeys(self.networks, 0)  # of a network's rate, where a training of it diverged
@@ -220,12 +222,17 @@ class Comparison:
             each_epoch=each_epoch,
             weights=weights,
             tiles=tiles,
-            build=self.zoo.build,
+            build=self._build,
             each_test=lambda repeat, counts: self.confusions.__setitem__(job[repeat], counts),
         )
 
     def _generator(self, purpose: str, repeat: int) -> torch.Generator:
         return seeds.generator(self.config.seed, "evaluation", purpose, repeat)
+
+    def _build(self, name: str, *, generator: torch.Generator, **size: int) -> torch.nn.Module:
+        """Build a network, for grey images with one channel where the protocol has them so."""
+        network = self.zoo.build(name, generator=generator, **size)
+        return one_channel(network, generator) if self.is_grey and name not in self.zoo.factories else network
 
     def _blueprint(self, name: str) -> torch.nn.Module:
         size = {"num_classes": len(self.data.class_names), "resolution": self.data.resolution}
@@ -238,6 +245,11 @@ class Comparison:
                 f"protocol {self.protocol.name!r} trains {name}, which these images do not fit: {error}; choose "
                 "another resolution, or networks"
             ) from error
+
+
+def _is_grey(images: Tensor) -> bool:
+    """Whether all images have three equal channels."""
+    return all(bool((part[:, 1:] == part[:, :1]).all()) for part in images.split(4096))
 
 
 def _normalized(data: Dataset, protocol: Protocol) -> Dataset:

@@ -67,9 +67,9 @@ def open_foreign(source: object, resolution: int | None, *, strict: bool, bit_ra
         return ForeignSet(raw.name, images, raw.train.labels, raw.class_names, wnids, True, is_named, rule)
     sizes = _sizes(raw.train, range(len(raw.train.keys))) if raw is not None else _sizes_of_dataset(source)
     side = resolution or _own_side(sizes)
-    reading: dict[str, Any] = {"resolution": side, "holdout": 0, "strict": strict, "bit_range": bit_range}
+    reading: dict[str, Any] = {"resolution": side, "strict": strict, "bit_range": bit_range}
     has_test = raw is not None and raw.test is not None
-    dataset = load_data(source, **reading | ({"holdout": None} if has_test else {}))
+    dataset = load_data(source, **{**reading, "holdout": None if has_test else 0})
     rule = "" if sizes <= {(side, side)} else f"centre-square to {side} px"
     is_named = not all(name.isdecimal() for name in dataset.class_names)
     return _from_dataset(dataset, is_named, rule)

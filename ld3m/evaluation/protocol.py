@@ -66,7 +66,8 @@ class Protocol:
         adapts: of `ADAPTATIONS`: what follows from the set, such as the epochs from its images per class.
         doubled: numbers of classes with which batches by images per class are twice as large.
         normalization: "data" for mean and standard deviation of the training data, or a name of `NORMALIZATIONS`.
-        frames: the black border of 28 px images is at the mean, which is zero for the networks.
+        frames: the black border of 28 px images is at the mean, which is zero for the networks, and grey images have
+            one channel.
         test_zoom: test images are read at resolution // 7 * 8 pixels, and their centre is cut out.
         source: publication and code that this follows.
         deviations: where this differs from the published code, in words, for the report.

@@ -121,7 +121,6 @@ _DC = Protocol(
     frames=True,
     deviations=(
         *_HARD,
-        "images of one channel are shown as three equal ones",
         "28 px images get 2 pixels of the mean all around instead of 2 more of padding in the first convolution",
         "the momentum is kept where the rate falls",
     ),

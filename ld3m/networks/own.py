@@ -139,7 +139,7 @@ def _imported(path: str) -> Factory:
 
 def _of_timm(name: str) -> Factory:
     try:
-        import timm  # an extra
+        timm: Any = importlib.import_module("timm")  # an extra
     except ImportError as error:
         raise ConfigError(f"network 'timm:{name}' needs timm: pip install 'ld3m[timm]'") from error
     if not timm.is_model(name):

@@ -74,7 +74,7 @@ def test_an_unknown_command_is_refused_with_the_usage(arguments, meant, ld3m_com
     assert (status, out) == (2, "")
     assert err.startswith("ld3m: no command '")
     assert err.splitlines()[0].endswith(f"; did you mean '{meant}'?" if meant else "no command '--out'")
-    assert "ld3m evaluate RUN" in err
+    assert "ld3m evaluate SET" in err
 
 
 def test_the_version_is_printed(ld3m_command):

@@ -67,7 +67,7 @@ def test_choices_are_shown(help_of):
     shown = help_of("distill").replace(", ", ",")
     for table in (SPACES, LOSSES, [*networks.NETWORKS]):
         assert f"{{{','.join(table)}}}" in shown.replace(" ", ""), table
-    assert "--evaluate {glad-hard,quick,none}" in shown
+    assert "--evaluate {glad-hard,quick,minimax-hard,dc,dsa,none}" in shown
     assert f"--protocol {{{','.join(PROTOCOLS)}}}" in help_of("evaluate")
     assert f"--selector {{{','.join(SELECTORS)}}}" in help_of("sample")
     assert f"--by {{{','.join(SELECTIONS)}}}" in help_of("select")

@@ -74,7 +74,10 @@ def test_table(report):
         "Test accuracy in percent, mean ± sample standard deviation of n = 2 trainings. Protocol quick; "
         "epochs: 80 (ConvNet), 1,000 (AlexNet-w0.5), 80 (VGG11-w0.5).\n"
         "10 classes, images per class: 1; tested on 1,000 images of 32 px.\n"
-        "Unseen: networks other than ConvNet, with which the images were distilled."
+        "Unseen: networks other than ConvNet, with which the images were distilled.\n"
+        "Paired differences in points, mean ± standard error:\n"
+        "  ld3m - random: ConvNet +45.0 ± 5.0, AlexNet-w0.5 +55.5 ± 4.5, VGG11-w0.5 +11.5 ± 2.5, "
+        "unseen mean +33.5 ± 3.5"
     )
 
 
