@@ -67,7 +67,7 @@ def test_commands_are_read_as_they_look(command):
     for part in filter(dataclasses.is_dataclass, tuple(parsed.values())):
         parsed |= vars(part)
     places = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
-    assert [str(parsed[key]) for key in ("run", "data") if key in parsed][: len(places)] == places
+    assert [str(parsed[key]) for key in ("run", "set", "data") if key in parsed][: len(places)] == places
     for position, word in enumerate(words):
         if word.startswith("--"):
             value = parsed[word.removeprefix("--").replace("-", "_")]

@@ -37,7 +37,7 @@ class Reading:
 
     def words(self) -> list[str]:
         """Return the options that were given."""
-        given = {name: value for name, value in vars(self).items() if value not in (None, False)}
+        given = {name: value for name, value in vars(self).items() if value is not None and value is not False}
         pairs = ([f"--{name.replace('_', '-')}", str(value)] for name, value in given.items())
         return [word for pair in pairs for word in pair if word != "True"]
 

@@ -154,7 +154,7 @@ class Comparison:
         trainings = self.trainings
         batch = self.protocol.batch_size(len(self.result.labels), len(self.counts)) * self.data.resolution**2
         left = [training for training in trainings if training not in finished.accuracies]
-        alone = {name for name, one in self.blueprints.items() if self._is_shared(name, one)}
+        alone = {name for name, one in self.blueprints.items() if has_dropout(one)}  # draws from what threads share
         single = {name for name, one in self.blueprints.items() if has_statistics(one)} - alone
         diverged = halved(trainings, finished.accuracies)
 
@@ -177,10 +177,6 @@ class Comparison:
             jobs += jobs_of([t for t in left if t.network in single], 1)
             run(jobs, train, note, num_workers(len(jobs), most * batch, self.device))
             run(jobs_of([t for t in left if t.network in alone], 1), train, note, 1)
-
-    def _is_shared(self, name: str, network: torch.nn.Module) -> bool:
-        """Whether a training draws from what threads share, as dropout and the user's own networks do."""
-        return name in self.zoo.factories or has_dropout(network)
 
     def _say_diverged(self, training: Training) -> None:
         rate = at_halved_rate(self.protocol, training.network, training.halvings).recipe(training.network).rate

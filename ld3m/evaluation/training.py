@@ -300,8 +300,10 @@ def confusion(network: nn.Module, data: Dataset) -> Tensor:
 
 
 def has_dropout(network: nn.Module) -> bool:
-    """Whether training draws from torch's global generator, which all threads share."""
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
+    """Whether training draws from torch's global generator, which all threads share; the user's own networks may."""
+    return getattr(network, "draws_globally", False) or any(
+        isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()
+    )
 
 
 def has_statistics(network: nn.Module) -> bool:

@@ -63,6 +63,7 @@ class Zoo:
         seed = 0 if generator is None else generator.initial_seed()
         with _drawing, seeds.scoped_global_rng(seed, "weights", name):
             network = _called(name, self.factories[name], num_classes, resolution)
+        network.draws_globally = True  # pyright: ignore[reportArgumentType] for all that is known of it
         return network.train()
 
     def check(self, name: str, *, num_classes: int, resolution: int) -> nn.Module:

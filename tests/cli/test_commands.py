@@ -236,3 +236,21 @@ def test_a_users_files_are_not_overwritten(ld3m_command, tmp_path):
     assert status == 2 and "holds a config.yaml that is not of a run, so it is not replaced" in err
     assert {name: (tmp_path / name).read_text() for name in files} == files
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+
+
+def test_a_foreign_folder_is_scored_and_asks_for_its_data(ld3m_command, tmp_path):
+    from PIL import Image
+
+    for split, shade in (("set", 200), ("data/train", 190), ("data/test", 180)):
+        for k, name in enumerate(("cat", "dog")):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (shade, 90 * k, shade // 2)).save(tmp_path / split / name / "0.png")
+    given, data = str(tmp_path / "set"), str(tmp_path / "data")
+    options = "--protocol quick --networks ConvNet-w0.05 --epochs 2 --repeats 1 --baselines random --quiet"
+    status, _, err = ld3m_command("evaluate", given, options)
+    assert status == 2 and "is no run, which knows its data; name DATA" in err
+    status, out, _ = ld3m_command("evaluate", given, data, options, "--out", str(tmp_path / "scored"))
+    assert status == 0 and "Paired differences" in out
+    assert (tmp_path / "scored" / "report.html").is_file() and not list((tmp_path / "set").glob("*.json"))
+    status, _, err = ld3m_command("evaluate", given, data, "--classes imagewoof --quiet")
+    assert status == 2 and "lacks 'n02096294'" in err

@@ -369,3 +369,92 @@ def test_last_and_best_of_n_tests_are_columns_apart(data):
 
 def test_every_normalization_has_three_channels():
     assert all(len(mean) == len(std) == 3 for mean, std in NORMALIZATIONS.values())
+
+
+def test_a_set_on_the_hub_is_one_too(data, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in colors([0, 1, 2])]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
+    found = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 2]}, features=features)
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: asked.append(name) or datasets.DatasetDict(train=found))
+    assert_is_colors(opened("hf:someone/colors", data)[0])
+    assert set(asked) == {"someone/colors"}
+
+
+def test_a_run_on_some_classes_is_evaluated_on_these(data, tmp_path):
+    images = colors([0, 1]) / 255
+    about = {"space": "pixel", "classes": "red,green", "per_class": 2}
+    whole = load(data, resolution=8)
+    run = ld3m.Result(images, torch.arange(2), ("red", "green"), {}, about, whole.mean, whole.std).save(
+        tmp_path / "run"
+    )
+    result, dataset, folder = open_inputs(run, str(data))
+    assert folder == run and dataset.class_names == result.class_names == ("red", "green")
+    assert len(dataset.train) == 4 and len(dataset.test) == 8
+
+
+def test_test_images_are_cut_out_of_larger_ones_where_the_protocol_says_so(tmp_path):
+    from ld3m.config import EvaluateConfig
+    from ld3m.evaluation.views import zoomed
+
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        for label, name in enumerate("ab"):
+            (tmp_path / split / name).mkdir(parents=True)
+            turned = pixels[label] if split == "test" else pixels[label][::-1]
+            Image.fromarray(turned).save(tmp_path / split / name / "0.png")
+    data = load(tmp_path, resolution=14)  # 14 // 7 * 8 = 16
+    seen = zoomed(data, tmp_path, replace(BRIEF, test_zoom=True), EvaluateConfig(), {})
+    assert torch.equal(seen.test.images, torch.from_numpy(pixels).permute(0, 3, 1, 2)[..., 1:15, 1:15])
+    assert seen.train is data.train
+    assert zoomed(data, tmp_path, BRIEF, EvaluateConfig(), {}) is data
+    assert zoomed(data, data, replace(BRIEF, test_zoom=True), EvaluateConfig(), {}) is data  # no larger ones are known
+
+
+def test_a_grey_border_is_at_the_mean_for_dc():
+    from ld3m.evaluation.protocols import find
+    from ld3m.evaluation.views import framed
+
+    pictures = torch.randint(1, 255, (6, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pair = pictures, torch.arange(6) % 2
+    result, data, _ = open_inputs((torch.rand(2, 3, 32, 32), torch.arange(2)), {"train": pair, "test": pair})
+    shown, seen = framed(result, data, find("dc"))
+    assert seen.normalize(shown.images)[..., :2].abs().max() < 0.01
+    assert seen.normalize(seen.test.images / 255)[..., -2:, :].abs().max() < 0.01
+    assert seen.mean[0].item() == pytest.approx(pictures.float().mean().item() / 255, abs=1e-4)
+    assert torch.equal(shown.images[..., 2:-2, 2:-2], result.images[..., 2:-2, 2:-2])
+    assert framed(result, data, find("quick")) == (result, data)
+
+
+def test_published_accuracies_stand_beside_ours(data, monkeypatch):
+    from ld3m.evaluation import published
+
+    result, dataset = opened(data / "train", data)
+    known = published.Published("own", "ConvNet", 70.5, 0.6, "a paper", digest=published.digest_of(result))
+    monkeypatch.setattr(published, "PUBLISHED", (known,))
+    protocol = replace(BRIEF, networks=("ConvNet",))
+    report = evaluate(data / "train", data, **{**OPTIONS, "protocol": protocol})
+    assert report.rows[0]["published"] == {"accuracy": 70.5, "std": 0.6, "column": "last", "source": "a paper"}
+    assert "published" not in report.rows[1]
+    assert "Published for train on ConvNet (last): 70.5 ± 0.6, a paper." in report.table()
+    subset = replace(known, digest="", subset="imagewoof", images_per_class=4)
+    monkeypatch.setattr(published, "PUBLISHED", (subset,))
+    woof = replace(dataset, wnids=published.wnids_of("imagewoof"))
+    find = published.published_for
+    assert find("own", result, woof, "random", "ConvNet", is_own=False)["accuracy"] == 70.5
+    assert find("own", result, dataset, "random", "ConvNet", is_own=False) is None
+    assert find("own", result, woof, "random", "ConvNet-w0.5", is_own=False) is None
+
+
+def test_counts_survive_an_interruption(data, tmp_path):
+    from ld3m.evaluation.progress import Progress
+    from ld3m.evaluation.runner import Training
+
+    counts = torch.tensor([[3, 1], [0, 4]])
+    first = Progress(tmp_path, "key")
+    first.record(Training("own", "A", 0), [87.5], counts)
+    first.record(Training("own", "A", 1), None, counts)
+    again = Progress(tmp_path, "key")
+    assert again.accuracies == first.accuracies and list(again.confusions) == [Training("own", "A", 0)]
+    assert torch.equal(again.confusions[Training("own", "A", 0)], counts)
