@@ -24,7 +24,8 @@ from ld3m.runtime.reading import clear_read_errors, is_there, mapping_of, parse_
 if TYPE_CHECKING:
     from safetensors import safe_open
 
-_FOLDED, _DIGEST = "ld3m", "ld3m digest"
+DIGEST = "ld3m digest"  # key of the metadata
+_FOLDED = "ld3m"
 _MAX_TEXT = 64 * 2**20
 _AGAIN = "restore it from a copy, or make it again"
 _STALE_SECONDS = 600
@@ -191,7 +192,7 @@ def save_tensors(
 
     written = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     about = dict(metadata or {})
-    about = folded(about | {_DIGEST: digest_of(written, about)} if sealed else about)
+    about = folded(about | {DIGEST: digest_of(written, about)} if sealed else about)
     with replacing(path) as temporary:
         private = temporary.with_suffix(
             ".d.tmp"
@@ -253,7 +254,7 @@ def load_tensors(path: Path, remedy: str = _AGAIN) -> tuple[dict[str, Tensor], d
                 about = metadata_of(file, path)
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({shown_text(str(error))}); {remedy}") from error
-    seal = about.pop(_DIGEST, None)
+    seal = about.pop(DIGEST, None)
     if seal is not None and seal != digest_of(tensors, about):
         raise CheckpointError(f"{path} is damaged: it is not what was written there, by its digest; {remedy}")
     return tensors, about
