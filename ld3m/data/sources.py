@@ -18,10 +18,11 @@ from ld3m.data.duplicates import copies, say_what_repeats
 from ld3m.data.idx import is_idx_folder, read_idx_folder
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
+from ld3m.data.naming import require_names
 from ld3m.data.tensors import Decode, read_object
 from ld3m.errors import DataError
 from ld3m.runtime.devices import is_out_of_memory
-from ld3m.runtime.reading import expanded, is_there, shown_text
+from ld3m.runtime.reading import clear_read_errors, expanded, is_there, shown_text
 
 logger = logging.getLogger(__name__)
 _HOLDOUT = 0.1
@@ -100,8 +101,7 @@ def _read(
 ) -> Dataset:
     raw = _open(source, decode_items)
     _say_what_is_passed(raw, strict)
-    if len(raw.class_names) < 2:
-        raise DataError(f"expected at least two classes, found only {''.join(raw.class_names)!r}; add another class")
+    require_names(raw.class_names)
     train, test = raw.train, raw.test
     if test is not None and holdout is not None:
         raise DataError(f"holdout={holdout} has no use: {raw.name!r} has a test split of its own; leave it out")
@@ -167,9 +167,10 @@ def would_read(source: object, folder: Path) -> bool:
     if not isinstance(source, str | os.PathLike) or source == "builtin":
         return False
     path = expanded(os.fspath(source), "data", DataError)
-    if not is_there(path, DataError) or not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
-        return False
-    return image_folder.would_read(path, folder)
+    with clear_read_errors(path, DataError):
+        if not is_there(path, DataError) or not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
+            return False
+        return image_folder.would_read(path, folder)
 
 
 def _open(source: object, decode_items: Decode) -> Source:

@@ -24,6 +24,7 @@ from ld3m.runtime.storage import (
     is_temporary,
     load_tensors,
     owning,
+    remove,
     require_free,
     save_tensors,
     sweep,
@@ -272,7 +273,7 @@ class RunFolder:
     def drop_evaluations(self) -> None:
         """Remove evaluations of other images than those that are about to be saved."""
         for name in (EVALUATION, EVALUATION_SOFT):
-            (self.path / name).unlink(missing_ok=True)
+            remove(self.path / name)
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
@@ -323,8 +324,7 @@ class RunFolder:
 
     def forget_previous(self) -> None:
         """Remove the checkpoint before the last: a run that has ended needs none to fall back on."""
-        with clear_write_errors(self.path / PREVIOUS):
-            (self.path / PREVIOUS).unlink(missing_ok=True)
+        remove(self.path / PREVIOUS)
 
     def _last_whole_checkpoint(self) -> _Checkpoint | None:
         there = [path for path in (self.path / CHECKPOINT, self.path / PREVIOUS) if is_there(path)]

@@ -15,7 +15,7 @@ from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import SOURCES, RunFolder
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
-from ld3m.runtime.reading import expanded, is_there
+from ld3m.runtime.reading import expanded, is_there, require_utf8
 from ld3m.runtime.storage import require_writable
 
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
@@ -138,7 +138,10 @@ def _name_of(data: object) -> str:
     if not isinstance(data, str | Path):
         return f"<{type(data).__name__}>"
     path = expanded(data, "path")
-    return str(path.resolve()) if str(data) != "builtin" and is_there(path, ConfigError) else str(data)
+    if str(data) == "builtin" or not is_there(path, ConfigError):
+        return str(data)
+    require_utf8(path.resolve())  # of a link that leads there
+    return str(path.resolve())
 
 
 def _with_whole_paths(settings: Mapping[str, object]) -> dict[str, object]:
