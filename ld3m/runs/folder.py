@@ -54,7 +54,7 @@ _OWN = (
 # Setting that hands these files in from another run, perhaps from this very folder -> files
 _REUSED = {"experts": "experts/expert-[0-9]*.safetensors", "statistics": "statistics/class-[0-9]*.safetensors"}
 # Setting that may name the same thing in another place when a run is gone on with -> what has its fingerprint
-SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics"}
+SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics", "init": "init"}
 _PLACES = ("images/*", "evaluations", *_REUSED)  # where a run writes, beside the folder itself
 # What every release has written into config.yaml
 _ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})

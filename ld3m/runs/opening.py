@@ -183,7 +183,7 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
             f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out (more "
             "iterations than before may be asked for), or start anew with another --out"
         )
-    for name in ("prior", "prior_config", "experts"):
+    for name in ("prior", "prior_config", "experts", "init"):
         value, option = getattr(here, name, None), name.replace("_", "-")
         if value and Path(value).is_absolute() and not _is_path(value):
             raise ConfigError(f"{name} {value} of the run is not there; if it was moved, say where to: --{option} PATH")

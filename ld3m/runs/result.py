@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from ld3m.errors import CheckpointError
 from ld3m.runs import display, pictures
 from ld3m.runs.folder import DISTILLED, GRID
+from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.reading import is_there, listing, mapping, optional, parse_json, shown, text
 from ld3m.runtime.storage import load_tensors, remove, save_tensors
 
@@ -112,6 +113,10 @@ class Result:
         about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}
         save_tensors(folder / DISTILLED, tensors, about)
         return folder
+
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the images, and of what they were rendered from."""
+        return fingerprint((self.images, self.labels, *(self.parameters[name] for name in sorted(self.parameters))))
 
     def draw_grid(self, folder: Path) -> None:
         """Write `grid.png`."""
