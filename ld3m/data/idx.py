@@ -31,10 +31,10 @@ def read_idx_folder(path: Path) -> Source:
     names = FASHION_NAMES if is_fashion else ()
     train, class_names = _read_split(path, "train", names)
     if _find(path, "t10k-images-idx3-ubyte") is None:
-        return Source(path.resolve().name, train, None, class_names)
+        return Source(path.resolve().name, train, None, class_names, is_published=True)
     test, test_names = _read_split(path, "t10k", names)
     check_same_classes(class_names, test_names)
-    return Source(path.resolve().name, train, test, class_names)
+    return Source(path.resolve().name, train, test, class_names, is_published=True)
 
 
 def _read_split(path: Path, prefix: str, names: tuple[str, ...]) -> tuple[Items, tuple[str, ...]]:
