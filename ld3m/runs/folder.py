@@ -1,6 +1,7 @@
 """The output folder of a run: opened, owned, written whole, resumed."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -141,9 +142,11 @@ class RunFolder:
         """Return (data, config) of the run that is resumed."""
         try:
             content = read_yaml(settings_path(self.path))
-            return str(content.pop("data", "builtin")), build(content, kind())
+            found = str(content.pop("data", "builtin")), build(content, kind())
         except ConfigError as error:
             raise ConfigError(f"{error}. {_EDITED}") from error
+        self._require_whole_settings()
+        return found
 
     def start(self, data: str, config: Settings, fingerprint: str, sources: Mapping[str, str] | None = None) -> None:
         """Own the folder, and make it a run with these settings, what is left of another run removed; or go on with
@@ -186,12 +189,25 @@ class RunFolder:
                 raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
             missing = f"holds a {CONFIG} that is not of a run" if has_settings else f"holds no {CONFIG}: not a run"
             is_run = _is_run(path)
+            if self.is_resumed and is_run and not has_settings:
+                raise ConfigError(f"out {path} has lost its {CONFIG}: restore it, or start again with --overwrite")
             if self.is_resumed and not (is_run and has_settings):
                 raise ConfigError(
                     f"out {path} is not empty and {missing}; choose another --out, only a run takes --overwrite"
                 )
             if self._overwrite and not is_run:
                 raise ConfigError(f"out {path} {missing}, so it is not replaced; choose another --out")
+
+    def _require_whole_settings(self) -> None:
+        """Raise where the settings were cut or edited and no checkpoint could tell, for there is none yet."""
+        known = read_marker(self.path).get("settings")
+        if not isinstance(known, list) or _digest(self._seen) in known or "replacing" in read_marker(self.path):
+            return
+        if not any(is_there(self.path / name) for name in (CHECKPOINT, PREVIOUS)):
+            raise ConfigError(
+                f"{CONFIG} in {self.path} was cut or edited before the first checkpoint, so there is nothing to go on "
+                "with: start again with --overwrite and the options that were meant, or restore the file"
+            )
 
     def _go_on(self) -> None:
         with clear_write_errors(self.path):
@@ -204,23 +220,25 @@ class RunFolder:
 
     def _begin(self, settings: str, reused: list[str]) -> None:
         """Store the settings; another run in the folder is whole until the marker says otherwise, then gone."""
+        known = [_digest(settings.encode())]
         if not self._overwrite or is_empty(self.path):
-            write_marker(self.path)
+            write_marker(self.path, settings=known)
             write_text(self.path / CONFIG, settings)
             return
         write_text(self.path / _NEXT_CONFIG, settings)
-        write_marker(self.path, replacing=reused)
+        write_marker(self.path, replacing=reused, settings=known)
         self._finish_replacing()
 
     def _finish_replacing(self) -> None:
         """Remove what the former run wrote; the settings that are in store take their place."""
-        reused = read_marker(self.path)["replacing"]
+        marker = read_marker(self.path)
+        reused = marker["replacing"]
         with clear_write_errors(self.path):
             for path in self._files_of_a_run(reused if isinstance(reused, list) else []):
                 path.unlink(missing_ok=True)
             if (self.path / _NEXT_CONFIG).is_file():
                 os.replace(self.path / _NEXT_CONFIG, self.path / CONFIG)
-        write_marker(self.path)
+        write_marker(self.path, settings=marker.get("settings"))
 
     def _files_of_a_run(self, reused: list[object]) -> Iterator[Path]:
         root = self.path.resolve()
@@ -250,9 +268,8 @@ class RunFolder:
                     "other weights or values now. Put those back, or start anew with another --out"
                 )
         content = read_yaml(self.path / CONFIG)
-        moved = {
-            name: getattr(config, name, None) for name in SOURCES if content.get(name) != getattr(config, name, None)
-        }
+        here = {name: getattr(config, name, None) for name in SOURCES if name in content}
+        moved = {name: value for name, value in here.items() if content[name] != value}
         if unknown := [name for name in moved if stored.get(SOURCES[name]) is None]:
             name = unknown[0]
             raise ConfigError(
@@ -261,14 +278,20 @@ class RunFolder:
                 "with another --out"
             )
         if moved:
-            write_text(self.path / CONFIG, yaml.safe_dump({**content, **moved}, sort_keys=False))
+            self._write_settings(yaml.safe_dump({**content, **moved}, sort_keys=False))
 
     def prolong(self, data: str, config: Settings) -> None:
         """Store the settings of a run that goes on beyond its old end; what was evaluated is the shorter one's."""
         settings = to_yaml(config, data=data)
         if settings != (self.path / CONFIG).read_text(encoding="utf-8"):
-            write_text(self.path / CONFIG, settings)
+            self._write_settings(settings)
             self._said = settings_in(self.path / CONFIG)
+
+    def _write_settings(self, text: str) -> None:
+        """Store other settings; a kill between the two files leaves either as they were."""
+        before = (self.path / CONFIG).read_bytes()
+        write_marker(self.path, settings=[_digest(before), _digest(text.encode())])
+        write_text(self.path / CONFIG, text)
 
     def drop_evaluations(self) -> None:
         """Remove evaluations of other images than those that are about to be saved."""
@@ -369,6 +392,10 @@ class RunFolder:
             is_there = False
         if not is_there:
             write_json(path, text)
+
+
+def _digest(settings: bytes) -> str:
+    return hashlib.blake2b(settings, digest_size=8).hexdigest()
 
 
 def _iteration_of(line: str) -> int | None:
