@@ -144,7 +144,7 @@ class RunFolder:
             content = read_yaml(settings_path(self.path))
             found = str(content.pop("data", "builtin")), build(content, kind())
         except ConfigError as error:
-            raise ConfigError(f"{error}. {_EDITED}") from error
+            raise ConfigError(f"{CONFIG} in {self.path}: {error}. {_EDITED}") from error
         self._require_whole_settings()
         return found
 
