@@ -164,8 +164,9 @@ except ld3m.errors.MemoryBudgetError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
-@pytest.mark.parametrize("mebibytes", [70, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 55, 90, 110))])
+@pytest.mark.parametrize("mebibytes", [20, 55, 70, 90, 110])
 def test_a_job_that_its_process_has_no_room_for_is_planned_smaller(mebibytes):
     """Under a limit of the system's, in a process of its own: its plan needs 140 MB."""
     process = subprocess.run([sys.executable, "-c", _LIMITED, str(mebibytes)], capture_output=True, text=True)
