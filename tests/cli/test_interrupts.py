@@ -40,9 +40,16 @@ sys.exit(cli.main(["hold", *sys.argv[1:]]))
 """
 
 
-def start(code=HOLD, raised="KeyboardInterrupt", **options):
+def heed():
+    """Undo what the tests themselves may have been started with: nohup and a shell's `&` ignore signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(code=HOLD, raised="KeyboardInterrupt"):
     words = [sys.executable, "-c", code, raised]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, text=True, preexec_fn=heed, **pipes)
     assert process.stdout.readline() == "ready\n"
     return process
 
