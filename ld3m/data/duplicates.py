@@ -40,10 +40,10 @@ def copies(train: ImageSet, test: ImageSet, *, near: bool = True) -> Tensor:
     for band in range(bands.shape[1]):
         for some, others in _pairs(bands[:, band], test_bands[:, band]):
             found.update(some[_are_copies(grids[some], probes[others])].tolist())
-    near = torch.tensor(sorted(found), dtype=torch.int64)
+    found_at = torch.tensor(sorted(found), dtype=torch.int64)
     sizes = torch.bincount(train.labels, minlength=train.num_classes)
-    is_alike = torch.bincount(train.labels[near], minlength=train.num_classes) > sizes / 2
-    return torch.tensor(sorted(same | set(near[~is_alike[train.labels[near]]].tolist())), dtype=torch.int64)
+    alike = torch.bincount(train.labels[found_at], minlength=train.num_classes) > sizes / 2
+    return torch.tensor(sorted(same | set(found_at[~alike[train.labels[found_at]]].tolist())), dtype=torch.int64)
 
 
 def is_grey(images: ImageSet) -> bool:

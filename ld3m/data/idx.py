@@ -1,11 +1,11 @@
 """IDX files of the MNIST family: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not."""
 
 import gzip
+import io
 import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def _read(folder: Path, stem: str, num_dims: int) -> Tensor:
     return torch.from_numpy(np.ndarray(sizes, np.uint8, values))
 
 
-def _at_most(stream: IO[bytes], count: int) -> bytearray:
+def _at_most(stream: io.BufferedIOBase, count: int) -> bytearray:
     """Read so many bytes, or all that there are, however many a header promised."""
     values = bytearray()
     while block := stream.read(min(_BLOCK, count - len(values))):
