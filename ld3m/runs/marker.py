@@ -14,7 +14,7 @@ from ld3m.runtime.storage import is_temporary, write_json
 CONFIG = "config.yaml"
 MARKER, NEXT_CONFIG = ".ld3m.json", ".ld3m.config.yaml"
 # What every release has written into config.yaml
-_ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
+ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
 
 
 def settings_path(folder: Path) -> Path:
@@ -52,7 +52,7 @@ def is_run(folder: Path) -> bool:
     if read_marker(folder).get("kind") == "run":
         return "data" in names  # else the file was put there since
     known = {field.name for kind in (ResolvedDistillConfig, ResolvedSampleConfig) for field in fields(kind)}
-    return names >= _ALWAYS_STORED and names <= known | {"data"}
+    return names >= ALWAYS_STORED and names <= known | {"data"}
 
 
 def settings_digest(settings: bytes) -> str:
