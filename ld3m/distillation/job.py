@@ -21,6 +21,7 @@ from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
+from ld3m.runs.result import load
 from ld3m.spaces import Space, setup_of
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,9 @@ def prepare(
     space = setup.build(config, prior, real, plan, device)
     if folder is not None:
         given = judges.given.digest if judges is not None and judges.given is not None else None
-        sources = sources_of(prior, experts=None if experts is None else experts.fingerprint(), teacher=given)
+        init = None if config.init in INITS else load(config.init).fingerprint()
+        others = {"experts": None if experts is None else experts.fingerprint(), "teacher": given, "init": init}
+        sources = sources_of(prior, **others)
         folder.start(opening.data_name, config, dataset.fingerprint, sources)
         if judges is not None:
             judges.keep(folder.path)

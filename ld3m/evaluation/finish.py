@@ -8,7 +8,7 @@ from ld3m.config import one_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation import PROTOCOLS, evaluate
 from ld3m.runs.facts import measured
-from ld3m.runs.folder import EVALUATION, FACTS, GRID
+from ld3m.runs.folder import EVALUATION, FACTS
 from ld3m.runs.opening import Run
 from ld3m.runs.page import publish, read_mapping
 from ld3m.runs.result import Result, load
@@ -67,8 +67,7 @@ def finish_classes(run: Run, out: object, started: float, seconds_per_class: flo
     result = load(run.folder.path)
     if out is None:
         return result.detached()
-    if not (run.folder.path / GRID).is_file():
-        result.draw_grid(run.folder.path)
+    result.draw_grid(run.folder.path)
     seconds = time.perf_counter() - started
     facts = measured(run.device, seed=run.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
     finish(run, facts, is_new=seconds_per_class is not None, progress=progress)

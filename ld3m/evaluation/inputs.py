@@ -18,7 +18,8 @@ from ld3m.errors import DataError, InputError
 from ld3m.evaluation.class_match import labels_in
 from ld3m.evaluation.foreign import in_unit_range, open_foreign, sized
 from ld3m.evaluation.weights import weights_beside
-from ld3m.runs.folder import CONFIG, DISTILLED, MARKER
+from ld3m.runs.folder import DISTILLED
+from ld3m.runs.marker import CONFIG, MARKER
 from ld3m.runs.result import Result
 from ld3m.runs.result import load as load_result
 
@@ -98,9 +99,11 @@ def open_inputs(
     config: Mapping[str, Any] = result.config if isinstance(result, Result) else {}
     if (side := reading.resolution) and side != images.shape[-1]:
         images, _ = sized(images, side)
-        result = replace(result, images=images) if isinstance(result, Result) else result
     data = load_for(data, images.shape[-1], reading, config)
-    if not isinstance(result, Result):
+    if isinstance(result, Result):  # one that a program made may hold anything
+        images = _in_unit_range(images, data, reading.image_range)
+        result = replace(result, images=images, labels=labels)
+    else:
         if reading.normalization is not None:
             images = in_unit_range(images, *reading.normalization)
         else:
