@@ -458,3 +458,8 @@ def test_counts_survive_an_interruption(data, tmp_path):
     again = Progress(tmp_path, "key")
     assert again.accuracies == first.accuracies and list(again.confusions) == [Training("own", "A", 0)]
     assert torch.equal(again.confusions[Training("own", "A", 0)], counts)
+
+
+def test_labels_of_a_pair_are_checked_in_order_mode_too(data):
+    with pytest.raises(InputError, match=r"labels must be 0…2; found \[0, 1, 3\]"):
+        opened((colors([0, 1, 2]), torch.tensor([0, 1, 3])), data, match="order")
