@@ -23,6 +23,7 @@ import ld3m
 from ld3m.config import EvaluateConfig
 from ld3m.evaluation import load_teacher
 from ld3m.evaluation.comparison import Comparison
+from ld3m.evaluation.gathering import gather
 from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import find
@@ -105,12 +106,14 @@ def judge(out: Path, arguments: argparse.Namespace, network: str, baselines: tup
     result, dataset, _ = open_inputs(out, arguments.data)
     teacher = load_teacher(arguments.teacher) if arguments.teacher else None
     protocol = find(arguments.protocol).with_labels("soft" if teacher else None).with_dtype(arguments.dtype)
+    classes = len(dataset.class_names)
+    protocol = protocol.for_set(len(result.labels) // classes, classes, dataset.resolution)
     device = resolve_device(None)
     config = EvaluateConfig(networks=(network,), repeats=arguments.repeats, baselines=baselines)
     comparison = Comparison(result, dataset, protocol, config, device, teacher)
     finished = Progress(out, comparison.key())
     comparison.run(finished, device.type != "cpu", show=False)
-    return comparison.report(finished.accuracies, 0.0)
+    return gather(comparison, finished, 0.0)
 
 
 def table(rows: Rows, networks: list[str], pairs: Sequence[tuple[str, str]]) -> str:

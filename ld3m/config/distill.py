@@ -126,7 +126,7 @@ class ResolvedDistillConfig(DistillConfig):
     """Settings of a distillation of which nothing is left open that every run needs; `resolve` makes them.
 
     Open stay what a space or a network has no use for (layer, lr_codes, latent_size, width), what the data say
-    (class_ids, holdout), and retain, which is planned when the data are known.
+    (class_ids, holdout, and which of them are used), and retain, which is planned when the data are known.
     """
 
     resolution: int = field(default_factory=unset)

@@ -17,7 +17,7 @@ from ld3m.evaluation import baselines
 from ld3m.evaluation import scores as robustness
 from ld3m.evaluation.baselines import BASELINES
 from ld3m.evaluation.divergence import Accuracies, at_halved_rate, halved
-from ld3m.evaluation.progress import Progress
+from ld3m.evaluation.progress import MOST_CLASSES, Progress
 from ld3m.evaluation.protocols import Protocol
 from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
 from ld3m.evaluation.teacher import Teacher
@@ -219,11 +219,15 @@ class Comparison:
             weights=weights,
             tiles=tiles,
             build=self._build,
-            each_test=lambda repeat, counts: self.confusions.__setitem__(job[repeat], counts),
+            each_test=lambda repeat, counts: self._keep(job[repeat], counts),
         )
 
     def _generator(self, purpose: str, repeat: int) -> torch.Generator:
         return seeds.generator(self.config.seed, "evaluation", purpose, repeat)
+
+    def _keep(self, training: Training, counts: Tensor) -> None:
+        """Keep the counts of the last test; those of many classes are nearly all zero."""
+        self.confusions[training] = counts if len(counts) <= MOST_CLASSES else counts.to_sparse()
 
     def _build(self, name: str, *, generator: torch.Generator, **size: int) -> torch.nn.Module:
         """Build a network, for grey images with one channel where the protocol has them so."""

@@ -90,7 +90,9 @@ def _by_class(confusions: list[Tensor]) -> dict[str, Any]:
     """Return the accuracy in each class, in percent over all repeats, and the counts by class and answer."""
     if not confusions:
         return {}
-    counts = torch.stack(confusions).sum(0)
+    counts = torch.zeros(confusions[0].shape, dtype=torch.int64)
+    for one in confusions:
+        counts += one.to_dense()
     shares = 100 * counts.diagonal().double() / counts.sum(1).clamp_min(1)
     found: dict[str, Any] = {"per_class": [round(share, 3) for share in shares.tolist()]}
     return found | ({"confusion": counts.tolist()} if len(counts) <= MOST_CLASSES else {})

@@ -14,7 +14,7 @@ from ld3m.data import Dataset
 from ld3m.data import load as load_data
 from ld3m.data.images import to_unit
 from ld3m.data.normalizations import moments
-from ld3m.errors import DataError, InputError
+from ld3m.errors import CheckpointError, DataError, InputError
 from ld3m.evaluation.class_match import labels_in
 from ld3m.evaluation.foreign import in_unit_range, open_foreign, sized
 from ld3m.evaluation.weights import weights_beside
@@ -22,6 +22,7 @@ from ld3m.runs.folder import DISTILLED
 from ld3m.runs.marker import CONFIG, MARKER
 from ld3m.runs.result import Result
 from ld3m.runs.result import load as load_result
+from ld3m.runtime.reading import is_there
 
 RANGES = ("unit", "signed", "bytes", "normalized")
 _SLACK = 1e-3  # a quarter of a grey level
@@ -94,6 +95,8 @@ def open_inputs(
     folder = Path(inputs) if is_run(inputs) and isinstance(inputs, str | os.PathLike) else None
     if folder is None and not isinstance(inputs, Result) and not _is_pair(inputs):
         return _open_foreign(inputs, data, reading)
+    if folder and not is_there(folder):
+        raise CheckpointError(f"{folder} is not a folder of a run, and no other set is there; check the path")
     result = load_result(folder) if folder else inputs
     images, labels = _images_and_labels(result)
     config: Mapping[str, Any] = result.config if isinstance(result, Result) else {}
@@ -182,6 +185,8 @@ def _open_foreign(inputs: object, data: object, reading: Reading) -> tuple[Resul
 def _matched(result: Result, wnids: Sequence[str | None], data: Dataset, match: str, is_named: bool) -> Result:
     """Return a set with the classes, and the labels, of the data."""
     places = labels_in(result.class_names, wnids, data.class_names, data.wnids, match=match, is_named=is_named)
+    if result.labels.min() < 0 or result.labels.max() >= len(places):
+        raise InputError(f"labels must be 0…{len(places) - 1}; found {result.labels.unique().tolist()}")
     labels = torch.tensor(places)[result.labels]
     return _relabelled(result, labels, data)
 

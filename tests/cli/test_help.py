@@ -111,3 +111,9 @@ def test_a_shell_completes_commands_options_and_choices(ld3m_command):
     done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert [line.split() for line in done.stdout.splitlines()] == list(COMPLETED.values())
     assert ld3m_command("completion zsh")[1] == "autoload -U +X bashcompinit && bashcompinit\n" + script
+
+
+@pytest.mark.parametrize("command", ["distill", "sample", "evaluate", "experts", "teacher", "prior train"])
+def test_every_command_that_reads_data_narrows_them(command, help_of):
+    shown = help_of(command)
+    assert "--classes STR" in shown and "--per-class INT" in shown and "--per-class-seed INT" in shown

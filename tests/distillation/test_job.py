@@ -190,6 +190,9 @@ def test_every_setting_that_decides_the_outcome_is_resolved(make):
         "layer",
         "lr_codes",
         "bit_range",
+        "classes",
+        "per_class",
+        "per_class_seed",
     }
     assert (config.preset, config.resolution, config.memory_budget) == ("builtin", 16, "10MB")
     assert 0 < config.retain < 1
@@ -226,7 +229,7 @@ REFUSED = [
     ({"prior": "random:nosuch"}, ConfigError, "random priors are .+; got 'random:nosuch'"),
     ({"schedule": "sine"}, ConfigError, "schedule is one of linear, cosine, quadratic, exponential; got 'sine'"),
     ({"injection": "z"}, ConfigError, "injection is one of x0, mean, none; got 'z'"),
-    ({"evaluate": "fast"}, ConfigError, "evaluate is one of (quick, glad-hard|glad-hard, quick), none; got 'fast'"),
+    ({"evaluate": "fast"}, ConfigError, "evaluate is one of glad-hard, quick, .*none; got 'fast'"),
     (
         {"evaluate": "quick"},
         ConfigError,

@@ -458,3 +458,21 @@ def test_counts_survive_an_interruption(data, tmp_path):
     again = Progress(tmp_path, "key")
     assert again.accuracies == first.accuracies and list(again.confusions) == [Training("own", "A", 0)]
     assert torch.equal(again.confusions[Training("own", "A", 0)], counts)
+
+
+def test_labels_of_a_pair_are_checked_in_order_mode_too(data):
+    with pytest.raises(InputError, match=r"labels must be 0…2; found \[0, 1, 3\]"):
+        opened((colors([0, 1, 2]), torch.tensor([0, 1, 3])), data, match="order")
+
+
+def test_many_classes_are_counted_without_their_square(tmp_path):
+    from ld3m.evaluation.progress import MOST_CLASSES
+
+    count = MOST_CLASSES + 1
+    images = torch.randint(0, 256, (2 * count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = images, torch.arange(count).repeat(2)
+    data = load({"train": split, "test": split}, resolution=8)
+    options = {**OPTIONS, "protocol": BRIEF.with_epochs(2), "repeats": 1, "baselines": ()}
+    [row] = evaluate((images[:count], torch.arange(count)), data, **options).rows
+    assert len(row["per_class"]) == count and "confusion" not in row
+    assert sum(row["per_class"]) / count == pytest.approx(row["mean"], abs=1e-2)
