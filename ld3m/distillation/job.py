@@ -18,6 +18,7 @@ from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
+from ld3m.runs.result import load
 from ld3m.spaces import Space, setup_of
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def prepare(
         config = replace(config, retain=plan.retain)
     space = setup.build(config, prior, dataset, plan, device)
     if folder is not None:
-        sources = sources_of(prior, experts=None if experts is None else experts.fingerprint())
+        init = None if config.init in INITS else load(config.init).fingerprint()
+        sources = sources_of(prior, experts=None if experts is None else experts.fingerprint(), init=init)
         folder.start(opening.data_name, config, dataset.fingerprint, sources)
     return Job(config, opening.data_name, dataset, folder, device, space, plan)
 

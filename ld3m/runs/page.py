@@ -12,7 +12,8 @@ from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs import pictures
 from ld3m.runs.class_tables import class_tables, difference_table
 from ld3m.runs.evaluations import earlier_files
-from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, EVALUATIONS, FACTS, GRID, METRICS, PAGE
+from ld3m.runs.folder import CURVES, DISTILLED, EVALUATION, EVALUATIONS, FACTS, GRID, METRICS, PAGE
+from ld3m.runs.marker import CONFIG
 from ld3m.runs.report import (
     FILES,
     SHOWN,

@@ -15,19 +15,21 @@ from torch import Tensor
 from ld3m.chain import sample
 from ld3m.config.keywords import SampleKeywords, keywords_of
 from ld3m.data.ranges import from_signed, to_signed
-from ld3m.errors import MemoryBudgetError, NumericsError
+from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
 from ld3m.runs import pictures
 from ld3m.runs.facts import measured
-from ld3m.runs.folder import DISTILLED, GRID
+from ld3m.runs.folder import DISTILLED
 from ld3m.runs.result import Result, load
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.progress import progress_bar
+from ld3m.runtime.reading import is_there
 from ld3m.runtime.rows import RowFile
 from ld3m.runtime.storage import save_tensors
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
 from ld3m.sampling.job import SampleJob, prepare
+from ld3m.sampling.record import Record, stored_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +77,7 @@ def sample_dataset(
             result = load(job.folder.path)
             if out is None:
                 return _detached(result)
-            if not (job.folder.path / GRID).is_file():
-                result.draw_grid(job.folder.path)
+            result.draw_grid(job.folder.path)
             seconds = time.perf_counter() - started
             facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
             finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
@@ -90,27 +91,61 @@ def _detached(stored: Result) -> Result:
 
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
-    """Sample the classes that are not there yet; return the seconds each took, None when nothing was left."""
-    path = job.folder.path
-    if (path / DISTILLED).is_file():
-        return None
+    """Sample the classes that are not there yet, or no longer whole; return the seconds each took, None for none."""
     num_classes = job.dataset.train.num_classes
+    done, kept = (job.folder.load_checkpoint() if job.folder.is_resumed else None) or (0, {})
+    record = Record(job, kept)
+    if whole := _whole_set(job.folder.path):
+        _mend_statistics(job, record, num_classes)
+        record.mend_pictures(range(num_classes), lambda label: whole.images[whole.labels == label])
+        return None
     rows = _row_file(job)
-    stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
-    first = 0 if stored is None or rows.is_new else stored[0]
-    if stored is not None and not first:
+    if rows.is_new and done:
+        logger.warning("what was in %s of %d classes is damaged or gone; they are sampled again", rows.path, done)
         job.folder.keep_metrics_before(0)
+        done = 0
+    _mend_statistics(job, record, done)
+    lost = record.damaged(rows, done)
+    record.mend_pictures(
+        (label for label in range(done) if label not in lost),
+        lambda label: rows.read("images", label * job.config.ipc, job.config.ipc),
+    )
+    left = [*lost, *range(done, num_classes)]
     started = time.perf_counter()
-    work = range(first, num_classes)
-    bar = progress_bar(work, "sampling", initial=first, total=num_classes, show=progress, unit="class")
+    bar = progress_bar(
+        left, "sampling", initial=num_classes - len(left), total=num_classes, show=progress, unit="class"
+    )
     for label in bar:
         job, line = _within_memory(job, label, rows)
+        record.note(rows, label)
         job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
-        job.folder.save_checkpoint(label + 1, {})
-    seconds = (time.perf_counter() - started) / max(1, num_classes - first)
+        done = max(done, label + 1)
+        job.folder.save_checkpoint(done, record.state())
+    if lost:
+        job.folder.keep_metrics_before(done)
+    seconds = (time.perf_counter() - started) / max(1, len(left))
     rows.finish()
     job.folder.forget_previous()
     return seconds
+
+
+def _whole_set(folder: Path) -> Result | None:
+    """Return the distilled set where it is there and whole; a damaged one counts as unfinished, which is said."""
+    path = folder / DISTILLED
+    if not is_there(path):
+        return None
+    try:
+        return load(folder)
+    except CheckpointError as error:
+        logger.warning("%s. What is damaged of it is sampled again", error)
+        RowFile.reopen(path)
+        return None
+
+
+def _mend_statistics(job: SampleJob, record: Record, done: int) -> None:
+    """Gather the statistics of classes that are done again where they are missing or damaged."""
+    for label in record.without_statistics(done):
+        _gather(job, label, _conditioning(job, label))
 
 
 def _row_file(job: SampleJob) -> RowFile:
@@ -156,8 +191,8 @@ def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob
 def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object]:
     """Write the images of one class; return what is worth a line in the log."""
     config, started = job.config, time.perf_counter()
-    conditioning = job.prior.embed(torch.tensor([job.class_ids[label]])).float()
-    statistics = job.stored_statistics(label) or _gather(job, label, conditioning)
+    conditioning = _conditioning(job, label)
+    statistics = stored_or_none(job, label) or _gather(job, label, conditioning)
     seed = seeds.derive(config.seed, "select", label)
     chosen, facts = SELECTORS[config.selector].select(statistics, config, seed, job.device)
     sampled = sample(
@@ -177,6 +212,11 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
 
 
+def _conditioning(job: SampleJob, label: int) -> Tensor:
+    return job.prior.embed(torch.tensor([job.class_ids[label]])).float()  # (1, tokens, dim)
+
+
+@torch.no_grad()
 def _gather(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics:
     """Gather a class's statistics from its real images, and store them."""
     seed = seeds.derive(job.config.seed, "statistics", label)
