@@ -18,8 +18,8 @@ from ld3m.errors import CheckpointError, DataError, InputError
 from ld3m.evaluation.class_match import labels_in
 from ld3m.evaluation.foreign import in_unit_range, open_foreign, sized
 from ld3m.evaluation.weights import weights_beside
-from ld3m.runs.folder import DISTILLED
-from ld3m.runs.marker import CONFIG, MARKER
+from ld3m.runs.folder import CONFIG, DISTILLED
+from ld3m.runs.marker import MARKER
 from ld3m.runs.result import Result
 from ld3m.runs.result import load as load_result
 from ld3m.runtime.reading import is_there
@@ -103,14 +103,13 @@ def open_inputs(
     if (side := reading.resolution) and side != images.shape[-1]:
         images, _ = sized(images, side)
     data = load_for(data, images.shape[-1], reading, config)
-    if isinstance(result, Result):  # one that a program made may hold anything
+    if reading.normalization is not None:
+        images = in_unit_range(images, *reading.normalization)
+    else:
         images = _in_unit_range(images, data, reading.image_range)
+    if isinstance(result, Result):  # one that a program made may hold anything
         result = replace(result, images=images, labels=labels)
     else:
-        if reading.normalization is not None:
-            images = in_unit_range(images, *reading.normalization)
-        else:
-            images = _in_unit_range(images, data, reading.image_range)
         result = Result(images, labels, data.class_names, {}, {}, data.mean, data.std)
     if reading.match == "order":
         result = _matched(result, (None,) * len(result.class_names), data, "order", True)

@@ -239,8 +239,9 @@ def test_other_sizes_are_resampled_by_the_named_rule(data, tmp_path):
 def test_a_gray_set_of_28_px_gets_the_border_of_the_mnist_family(tmp_path):
     images, labels = torch.rand(2, 1, 28, 28), torch.arange(2)
     torch.save((images, labels), tmp_path / "set.pt")
-    train, test = ((torch.randint(0, 255, (4, 28, 28), dtype=torch.uint8), torch.arange(4) % 2) for _ in range(2))
-    result, dataset, _ = open_inputs(tmp_path / "set.pt", {"train": train, "test": test})
+    splits = torch.randint(0, 255, (2, 4, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pairs = {name: (part, torch.arange(4) % 2) for name, part in zip(("train", "test"), splits, strict=True)}
+    result, dataset, _ = open_inputs(tmp_path / "set.pt", pairs)
     assert result.images.shape == (2, 3, 32, 32) and dataset.resolution == 32
     torch.testing.assert_close(result.images[:, 1, 2:-2, 2:-2], images[:, 0])
     assert not result.images[..., :2].any() and not result.images[..., -2:, :].any()
@@ -417,8 +418,8 @@ def test_a_grey_border_is_at_the_mean_for_dc():
     from ld3m.evaluation.views import framed
 
     pictures = torch.randint(1, 255, (6, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    train, test = ((images, torch.arange(6) % 2) for images in (pictures, pictures.flip(2)))  # no copies
-    result, data, _ = open_inputs((torch.rand(2, 3, 32, 32), torch.arange(2)), {"train": train, "test": test})
+    pairs = {"train": (pictures, torch.arange(6) % 2), "test": (255 - pictures, torch.arange(6) % 2)}
+    result, data, _ = open_inputs((torch.rand(2, 3, 32, 32), torch.arange(2)), pairs)
     shown, seen = framed(result, data, find("dc"))
     assert seen.normalize(shown.images)[..., :2].abs().max() < 0.01
     assert seen.normalize(seen.test.images / 255)[..., -2:, :].abs().max() < 0.01
@@ -470,8 +471,8 @@ def test_many_classes_are_counted_without_their_square(tmp_path):
 
     count = MOST_CLASSES + 1
     images = torch.randint(0, 256, (2 * count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    train, test = ((pictures, torch.arange(count).repeat(2)) for pictures in (images, images.flip(3)))  # no copies
-    data = load({"train": train, "test": test}, resolution=8)
+    labels = torch.arange(count).repeat(2)
+    data = load({"train": (images, labels), "test": (255 - images, labels)}, resolution=8)
     options = {**OPTIONS, "protocol": BRIEF.with_epochs(2), "repeats": 1, "baselines": ()}
     [row] = evaluate((images[:count], torch.arange(count)), data, **options).rows
     assert len(row["per_class"]) == count and "confusion" not in row
