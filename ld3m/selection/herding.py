@@ -1,6 +1,7 @@
 """Images whose mean feature follows that of the class (herding, Welling 2009, as in iCaRL, Rebuffi et al. 2017)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ def measure(
 ) -> Measured:
     """Return the place of each image in the herding order of the teacher's features."""
     (teacher,) = networks
+    embed: Any = teacher.embed  # of every network of `ld3m.networks`
     device = next(teacher.parameters()).device
     with torch.inference_mode():
-        features = [teacher.embed(batch).double().cpu() for batch in candidates.batches(device)]  # pyright: ignore[reportCallIssue]
+        features = [embed(batch).double().cpu() for batch in candidates.batches(device)]
     order = herding_order(torch.cat(features))
     return {"score": order.argsort().float()}
 
