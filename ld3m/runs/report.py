@@ -190,6 +190,8 @@ class Report:
         differences = difference_lines(paired(self.rows, self.distilled_with))
         source = self.protocol.get("source")
         follows = [f"As {source}; how it differs is said in the report."] if source else []
+        changed = [one for one in self.protocol.get("deviations") or () if " epochs instead of " in one]
+        follows += [f"Not the published length: {one}." for one in changed]
         return "\n".join([note, *sizes, *differences, *remarks(self.rows, self.protocol), *follows])
 
     def __repr__(self) -> str:

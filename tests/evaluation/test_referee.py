@@ -477,3 +477,9 @@ def test_many_classes_are_counted_without_their_square(tmp_path):
     [row] = evaluate((images[:count], torch.arange(count)), data, **options).rows
     assert len(row["per_class"]) == count and "confusion" not in row
     assert sum(row["per_class"]) / count == pytest.approx(row["mean"], abs=1e-2)
+
+
+def test_another_length_is_said_below_the_table(data):
+    report = evaluate(data / "train", data, **{**OPTIONS, "epochs": 3})
+    assert "Not the published length: 3 epochs instead of 4." in report.table()
+    assert "Not the published length" not in evaluate(data / "train", data, **OPTIONS).table()
