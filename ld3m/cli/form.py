@@ -6,12 +6,15 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass, make_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import tyro
 
 from ld3m.cli.words import DEFAULTS, GROUPS, choices, preset_words
 from ld3m.config.fields import choices_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 AnyCommand = TypeVar("AnyCommand")
 
@@ -26,9 +29,10 @@ def read_command(kind: type[AnyCommand], argv: list[str], prog: str, base: AnyCo
         ConfigError: settings that contradict each other.
     """
     asks_for_help = bool({"-h", "--help"} & set(argv))
-    parts = {one.name: _parts(one) for one in fields(kind)}  # pyright: ignore[reportArgumentType]
+    options = fields(cast("type[DataclassInstance]", kind))
+    parts = {one.name: _parts(one) for one in options}
     members = []
-    for own in fields(kind):  # pyright: ignore[reportArgumentType]
+    for own in options:
         if not parts[own.name]:
             members.append((own.name, *_member(kind, own, base, asks_for_help)))
         for group, names in parts[own.name].items():
@@ -38,7 +42,7 @@ def read_command(kind: type[AnyCommand], argv: list[str], prog: str, base: AnyCo
     form.__doc__ = kind.__doc__
     read = tyro.cli(form, prog=prog, args=argv)
     values: dict[str, Any] = {}
-    for own in fields(kind):  # pyright: ignore[reportArgumentType]
+    for own in options:
         given = {k: v for group in parts[own.name] for k, v in vars(getattr(read, group)).items()}
         values[own.name] = bare(own.type)(**given) if parts[own.name] else getattr(read, own.name)
     return kind(**values)

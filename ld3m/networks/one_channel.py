@@ -1,5 +1,7 @@
 """Networks for grey images, which come as three equal channels: the first is seen, by a first convolution of one."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ def one_channel(network: nn.Module, generator: torch.Generator | None = None) ->
     name, first = next(found, ("", None))
     if first is None or first.in_channels != 3 or not name:
         return network
-    grey = nn.Conv2d(1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None)  # pyright: ignore[reportArgumentType]
+    size, stride, padding = cast("list[tuple[int, int]]", [first.kernel_size, first.stride, first.padding])
+    grey = nn.Conv2d(1, first.out_channels, size, stride, padding, bias=first.bias is not None)
     network.set_submodule(name, initialize(grey, generator))
     return nn.Sequential(FirstChannel(), network)

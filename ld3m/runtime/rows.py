@@ -56,7 +56,7 @@ class RowFile:
             with open(self._partial, "rb+" if self._partial.is_file() else "wb+") as file:
                 found = bytearray(file.read(len(head)))
                 found[self._digest_at : self._digest_at + len(_NO_DIGEST)] = _NO_DIGEST.encode()  # of a full file
-                self.is_new = found != head  # or torn by a kill
+                self.is_new = bytes(found) != head  # or torn by a kill
                 file.seek(0)
                 file.write(head)
                 file.truncate(self._start + end)
