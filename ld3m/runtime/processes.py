@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ld3m.errors import ConfigError, ProcessError
+from ld3m.runtime.devices import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,11 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if _has_group() else 1
+
+
+def num_local() -> int:
+    """Return the number of processes on this machine, which share its memory and cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
 
 
 def is_main() -> bool:
@@ -233,7 +239,9 @@ def portable(error: BaseException) -> BaseException:
     kind, text = type(error), str(error)
     if isinstance(error, KeyboardInterrupt):
         return KeyboardInterrupt()
-    if kind.__module__ == "ld3m.errors" or kind in (MemoryError, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
+        return MemoryError(text)
+    if kind.__module__ == "ld3m.errors":
         return kind(text)
     return RuntimeError(f"process {rank()}: {kind.__name__}: {text}")
 
@@ -265,7 +273,7 @@ def _waiting(what: str) -> Generator[None]:
 def _weight(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 0
-    return 2 if isinstance(error, MemoryError | torch.OutOfMemoryError) else 1
+    return 2 if isinstance(error, MemoryError) else 1
 
 
 def _first_line(error: BaseException) -> str:
