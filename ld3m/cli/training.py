@@ -39,6 +39,8 @@ class Reading:
 class ExpertsCommand(Command):
     """Train expert trajectories for trajectory matching and store them as safetensors."""
 
+    is_shared = True
+
     out: Path
     """Folder of the trajectories; those that are there already are kept."""
     data: Positional[str] = "builtin"

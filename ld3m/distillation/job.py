@@ -66,6 +66,7 @@ def prepare(
     config = resolve(replace(asked, cuda_graphs=has_graphs), prior.native_resolution, num_layers)
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
     check_protocol(config.evaluate, config.resolution)
+    _check_shared(config)
     setup.check(config, prior)
     dataset = opening.load_data(config)
     dataset.train.require_per_class(config.ipc, "--ipc")
@@ -103,6 +104,17 @@ def prepare(
 
     processes.from_main(start, "begin the run's folder")
     return Job(config, opening.data_name, dataset, folder, device, space, plan, rows, opening.path)
+
+
+def _check_shared(config: ResolvedDistillConfig) -> None:
+    """Refuse several processes where a class's draws depend on the classes before it."""
+    network = networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
+    is_drawing = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in network.modules())
+    if processes.world_size() > 1 and is_drawing and LOSSES[config.algorithm].is_streamed:
+        raise ConfigError(
+            f"{config.network} has dropout, whose masks follow from all classes in their order: that is not shared out "
+            "over processes; choose another network, or start one process"
+        )
 
 
 def _cut(plan: Plan | None, config: ResolvedDistillConfig, dataset: Dataset) -> Plan | None:

@@ -170,12 +170,14 @@ class _Gathered(torch.autograd.Function):
         parts = [torch.empty_like(padded) for _ in counts]
         with _waiting("render their images"):
             dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        is_last = not own.is_contiguous() and own.is_contiguous(memory_format=torch.channels_last)
+        return whole.contiguous(memory_format=torch.channels_last) if is_last else whole  # as one process has them
 
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return cotangent[ctx.own].contiguous(), None
+        return cotangent[ctx.own], None
 
 
 def sum_weighted(tensors: Sequence[Tensor], weight: float) -> None:
