@@ -12,6 +12,8 @@ from ld3m.errors import ConfigError
 class EvaluateCommand(Command):
     """Train networks from scratch on a distilled set and on real images of the same number, and compare."""
 
+    is_shared = True
+
     run: Positional[Path]
     """Output folder of a distillation."""
     data: Positional[str | None] = None

@@ -107,6 +107,8 @@ class DistillCommand(RunCommand):
 class SampleCommand(RunCommand):
     """Sample a few images per class from a prior, by statistics of the real images (D3HR)."""
 
+    is_shared = True
+
     settings: Flat[SampleConfig] = field(default_factory=SampleConfig)
 
     @property

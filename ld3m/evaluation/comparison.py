@@ -28,13 +28,13 @@ from ld3m.evaluation.divergence import Accuracies, at_halved_rate, halved
 from ld3m.evaluation.inputs import open_inputs
 from ld3m.evaluation.progress import Progress
 from ld3m.evaluation.protocols import Protocol, find
-from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
+from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, share_out
 from ld3m.evaluation.teacher import Teacher, load_teacher
 from ld3m.evaluation.training import NormalizedImages, has_dropout, train_and_test
 from ld3m.runs.evaluations import readable_name
 from ld3m.runs.report import Report, save_report, summary
 from ld3m.runs.result import Result
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.progress import progress_bar
@@ -95,7 +95,7 @@ def evaluate(
         CheckpointError: the folder is not there or holds no distilled set.
     """
     folder = Path(result_or_folder) if isinstance(result_or_folder, str | Path) else None
-    with owning(folder) if folder and folder.is_dir() else nullcontext():
+    with owning(folder) if folder and folder.is_dir() and processes.is_main() else nullcontext():
         return _evaluate(
             result_or_folder, data, protocol, teacher, progress=progress, image_range=image_range, settings=settings
         )
@@ -130,12 +130,14 @@ def _evaluate(
     if folder:
         require_writable(folder, "evaluate(ld3m.load(folder), ...) keeps the report in memory")
     comparison = Comparison(result, dataset, protocol, config, device, teacher)
+    processes.require_same({"what is evaluated": comparison.name()})
 
     start = time.perf_counter()
-    finished = Progress(folder, comparison.key())
+    finished = Progress(folder if processes.is_main() else None, comparison.key())
+    finished.accuracies = processes.from_main(lambda: finished.accuracies, "read what is finished")
     comparison.run(finished, together, progress)
     report = comparison.report(finished.accuracies, time.perf_counter() - start)
-    if folder:
+    if folder and processes.is_main():
         from ld3m.runs.page import publish  # which shows evaluations
 
         save_report(report, folder)
@@ -277,8 +279,8 @@ class Comparison:
 
             most = min(self.config.repeats, num_together(batch)) if together else 1
             jobs = jobs_of([t for t in left if t.network not in alone], most)
-            run(jobs, train, note, num_workers(len(jobs), most * batch, self.device))
-            run(jobs_of([t for t in left if t.network in alone], 1), train, note, 1)
+            share_out(jobs, train, note, num_workers(len(jobs), most * batch, self.device))
+            share_out(jobs_of([t for t in left if t.network in alone], 1), train, note, 1)
 
     def _say_diverged(self, training: Training) -> None:
         rate = at_halved_rate(self.protocol, training.network, training.halvings).recipe(training.network).rate

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ld3m.runtime import processes
+
 _PIXELS_IN_FLIGHT = 2**24  # of all batches that are trained on at the same time: bounds the memory
 
 
@@ -52,6 +54,27 @@ def jobs_of(trainings: Sequence[Training], most: int) -> list[Job]:
         kind = training.set, training.network, training.variant, training.halvings, training.repeat // most
         groups.setdefault(kind, []).append(training)
     return [tuple(group) for group in groups.values()]
+
+
+def share_out(
+    jobs: Sequence[Job],
+    work: Callable[[Job, Callable[[], None]], Sequence[list[float] | None]],
+    finished: Callable[[Training, list[float] | None], None],
+    workers: int,
+) -> None:
+    """Run jobs in all processes, as many at a time as they have workers together; each notes what all have done."""
+    count = processes.world_size()
+    if count == 1:
+        run(jobs, work, finished, workers)
+        return
+    jobs = sorted(jobs, key=lambda job: job[0].network)  # those that take equally long together
+    for first in range(0, len(jobs), workers * count):
+        done: dict[Training, list[float] | None] = {}
+        own = processes.share(jobs[first : first + workers * count], processes.rank(), count)
+        run(own, work, done.__setitem__, workers)
+        for part in processes.gather(done, "end their trainings"):
+            for training, accuracies in part.items():
+                finished(training, accuracies)
 
 
 def run(

@@ -21,7 +21,7 @@ from ld3m.runs import pictures
 from ld3m.runs.facts import measured
 from ld3m.runs.folder import DISTILLED, GRID
 from ld3m.runs.result import Result, load
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.rows import RowFile
@@ -75,11 +75,14 @@ def sample_dataset(
             result = load(job.folder.path)
             if out is None:
                 return _detached(result)
+            if not processes.is_main():
+                return result
             if not (job.folder.path / GRID).is_file():
                 result.draw_grid(job.folder.path)
             seconds = time.perf_counter() - started
             facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
-            finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
+            with processes.alone():  # the others have nothing left to do
+                finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
             return result
 
 
@@ -91,25 +94,35 @@ def _detached(stored: Result) -> Result:
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
     """Sample the classes that are not there yet; return the seconds each took, None when nothing was left."""
-    path = job.folder.path
-    if (path / DISTILLED).is_file():
+    path, num_classes, count = job.folder.path, job.dataset.train.num_classes, processes.world_size()
+    if processes.from_main(lambda: (path / DISTILLED).is_file(), "look for a finished run"):
         return None
-    num_classes = job.dataset.train.num_classes
+
+    def open_rows() -> int:
+        rows = _row_file(job)
+        stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
+        if stored is not None and rows.is_new:
+            job.folder.keep_metrics_before(0)
+        return 0 if stored is None or rows.is_new else stored[0]
+
+    first = processes.from_main(open_rows, "open the set")
     rows = _row_file(job)
-    stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
-    first = 0 if stored is None or rows.is_new else stored[0]
-    if stored is not None and not first:
-        job.folder.keep_metrics_before(0)
     started = time.perf_counter()
-    work = range(first, num_classes)
-    bar = progress_bar(work, "sampling", initial=first, total=num_classes, show=progress, unit="class")
-    for label in bar:
-        job, line = _within_memory(job, label, rows)
-        job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
-        job.folder.save_checkpoint(label + 1, {})
+    with progress_bar(name="sampling", initial=first, total=num_classes, show=progress, unit="class") as bar:
+        for block in range(first, num_classes, count):  # a class for each process
+            label, line = block + processes.rank(), dict[str, object]()
+            if label < num_classes:
+                job, line = _within_memory(job, label, rows)
+            lines = processes.gather(line, "sample their classes")[: num_classes - block]
+            if processes.is_main():
+                for label, line in enumerate(lines, block):
+                    job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
+                job.folder.save_checkpoint(block + len(lines), {})
+            bar.update(len(lines))
     seconds = (time.perf_counter() - started) / max(1, num_classes - first)
-    rows.finish()
-    job.folder.forget_previous()
+    processes.from_main(rows.finish, "name the set")
+    if processes.is_main():
+        job.folder.forget_previous()
     return seconds
 
 
@@ -127,9 +140,10 @@ def _row_file(job: SampleJob) -> RowFile:
     }
     about = {"class_names": list(dataset.class_names), "config": job.stored_settings()}
     rows = RowFile(job.folder.path / DISTILLED, shapes, {k: json.dumps(v, sort_keys=True) for k, v in about.items()})
-    rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
-    rows.write("mean", dataset.mean)
-    rows.write("std", dataset.std)
+    if processes.is_main():
+        rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
+        rows.write("mean", dataset.mean)
+        rows.write("std", dataset.std)
     return rows
 
 

@@ -25,8 +25,8 @@ CASES = {
     "autoencoder": {"algorithm": "dm", "space": "autoencoder"},
     "pixel": {"algorithm": "dm", "space": "pixel"},
     "glad": {
-        "algorithm": "dm", "space": "glad", "prior": "random:stylegan-32", "resolution": 32, "class_ids": None, "ipc": 1,
-        "iterations": 1, "classes_in_flight": 4,
+        "algorithm": "dm", "space": "glad", "prior": "random:stylegan-32", "resolution": 32, "class_ids": None,
+        "ipc": 1, "iterations": 1, "classes_in_flight": 4,
     },
     "mtt": {
         "algorithm": "mtt", "classes_in_flight": None, "student_steps": 2, "retain": 1.0, "micro_batch": 4,
