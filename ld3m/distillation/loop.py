@@ -79,7 +79,7 @@ def distill(
                 job.folder.prolong(job.data_name, job.config)
             loop.run(progress)
         result = _render(job, objective.groups)
-        if job.folder is None:
+        if job.path is None:
             return result
         facts = measured(
             job.device,
@@ -89,16 +89,16 @@ def distill(
             iterations=job.config.iterations,
             plan=None if loop.plan is None else loop.plan.facts(),
         )
-        run, is_new = job.ended(), loop.seconds_per_iteration is not None
-        if is_new:
-            job.folder.drop_evaluations()
-        result.save(job.folder.path)
-        job.folder.forget_previous()
-        draw_curves(job.folder.path)
+        run, path, is_new = job.ended(), job.path, loop.seconds_per_iteration is not None
+        if job.folder is not None:
+            if is_new:
+                job.folder.drop_evaluations()
+            result.save(path)
+            job.folder.forget_previous()
+            draw_curves(path)
         del job, loop, objective  # what they have on the device, captured graphs among it, gives way to the evaluation
         release_memory(run.device)
-        with processes.alone():  # the others have nothing left to do
-            finish(run, facts, is_new=is_new, progress=progress)
+        finish(run, path, facts, is_new=is_new, progress=progress)
         return result
 
 

@@ -75,14 +75,11 @@ def sample_dataset(
             result = load(job.folder.path)
             if out is None:
                 return _detached(result)
-            if not processes.is_main():
-                return result
-            if not (job.folder.path / GRID).is_file():
+            if processes.is_main() and not (job.folder.path / GRID).is_file():
                 result.draw_grid(job.folder.path)
             seconds = time.perf_counter() - started
             facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
-            with processes.alone():  # the others have nothing left to do
-                finish(job, facts, is_new=seconds_per_class is not None, progress=progress)
+            finish(job, job.folder.path, facts, is_new=seconds_per_class is not None, progress=progress)
             return result
 
 

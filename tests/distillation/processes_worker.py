@@ -3,13 +3,14 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 import ld3m
+from ld3m.evaluation import PROTOCOLS
 from ld3m.runtime import processes
 
 SHARED = {
@@ -28,6 +29,7 @@ CASES = {
         "algorithm": "dm", "space": "glad", "prior": "random:stylegan-32", "resolution": 32, "class_ids": None,
         "ipc": 1, "iterations": 1, "classes_in_flight": 4,
     },
+    "evaluated": {"algorithm": "dm", "evaluate": "quick", "iterations": 1},
     "mtt": {
         "algorithm": "mtt", "classes_in_flight": None, "student_steps": 2, "retain": 1.0, "micro_batch": 4,
         "decoder_batch": 4, **EXPERTS,
@@ -45,6 +47,7 @@ def uneven(resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
 def run(name: str, folder: Path, **more: object) -> None:
     """Make the run of a case."""
     settings = {**SHARED, **CASES[name], **more}
+    PROTOCOLS["quick"] = replace(PROTOCOLS["quick"], networks=("ConvNet-w0.25",)).with_epochs(2)
     ld3m.distill(uneven(int(str(settings["resolution"]))), out=folder / name, **settings)
 
 
@@ -77,5 +80,3 @@ def main(folder: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
-
-__all__ = ["CASES", "digests", "load_file", "run"]

@@ -76,6 +76,17 @@ def test_losses_and_norms_of_one_process(name, count, runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
+def test_accuracies_of_one_process(count, runs):
+    alone, several = (
+        json.loads((runs / folder / "evaluated" / "evaluation.json").read_text()) for folder in ("1", str(count))
+    )
+    assert len(several["rows"]) == 3
+    assert several["rows"] == alone["rows"]
+    assert (runs / str(count) / "evaluated" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
 def test_what_is_sent(count, runs):
     """A status, whether a checkpoint is due, the loss and a norm for each parameter; images for trajectories alone."""
     sent = json.loads((runs / str(count) / "sent.json").read_text())
