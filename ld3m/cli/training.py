@@ -103,6 +103,8 @@ class TeacherCommand(Command):
 class PriorTrainCommand(Command):
     """Train a latent diffusion model on your own images: a KL first stage, then a class-conditional U-Net."""
 
+    is_shared = True
+
     out: Path
     """Folder of the training; the prior itself goes to OUT/prior."""
     data: Positional[str] = "builtin"

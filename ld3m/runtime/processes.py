@@ -180,6 +180,12 @@ class _Gathered(torch.autograd.Function):
         return cotangent[ctx.own], None
 
 
+def own_rows(count: int) -> slice:
+    """Return which of so many rows are this process's: one block, of as many as the others' or one more."""
+    low, high = (count * number // world_size() for number in (rank(), rank() + 1))
+    return slice(low, high)
+
+
 def sum_weighted(tensors: Sequence[Tensor], weight: float) -> None:
     """Put Σ weight · tensor over all processes into the tensors, by one exchange; weights add up to 1."""
     if world_size() == 1:
