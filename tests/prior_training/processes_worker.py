@@ -12,8 +12,8 @@ from ld3m.prior_training.train import train_prior
 from ld3m.runtime import processes
 
 SMALL = PriorTraining(
-    resolution=16, ch=32, ch_mult=(1, 1), model_channels=32, channel_mult=(1,), attention_levels=(0,), num_heads=2, context_dim=8,
-    first_stage_steps=20, first_stage_batch=9, steps=20, batch=9,
+    resolution=16, ch=32, ch_mult=(1, 1), model_channels=32, channel_mult=(1,), attention_levels=(0,),
+    num_heads=2, context_dim=8, first_stage_steps=20, first_stage_batch=9, steps=20, batch=9,
 )  # fmt: skip
 
 
