@@ -25,7 +25,7 @@ from ld3m.sampling.dataset import sample_dataset
 SIDE = {"cpu": 1536, "smoke": 64}  # of the matrices
 PARTS = {"cpu": 10, "smoke": 100}  # of a training and its test images, of which one is run
 SAMPLING: dict[str, dict[str, object]] = {
-    "cpu": {"prior": "builtin"},
+    "cpu": {"prior": "builtin", "real_images": 16, "steps": 10, "stop": 6},
     "smoke": {"prior": "random:tiny", "class_ids": (0,) * 10, "steps": 2, "stop": 1, "real_images": 8},
 }
 NETWORKS = ("AlexNet-w0.5", "ResNet18-w0.5", "VGG11-w0.5", "ConvNet-w0.5")
@@ -91,7 +91,7 @@ def _iteration(suite: str, settings: dict[str, object], folder: str) -> Callable
 
 
 def _sampling(options: dict[str, object]) -> Callable[[], object]:
-    """Return a set of `ld3m sample` without its start: one image of each class, chosen out of few groups."""
+    """Return a short set of `ld3m sample` without its start: one image of each class out of few groups, few steps."""
     options = options | {"prior": load_prior(options["prior"], device="cpu"), "groups": 1000}
     return lambda: sample_dataset("builtin", progress=False, evaluate="none", **options).images
 

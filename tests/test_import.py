@@ -39,8 +39,9 @@ def test_import_brings_in_nothing_heavy(measured):
     assert "ld3m" in packages and not heavy & set(packages)
 
 
-def test_settings_need_no_torch():
-    code = "import sys, ld3m.config.distill; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["ld3m.config.distill", "ld3m.cli"])
+def test_settings_and_the_command_lines_form_need_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(ld3m.__file__).parents[1]).returncode == 0
 
 

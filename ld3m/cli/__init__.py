@@ -2,9 +2,7 @@
 
 import contextlib
 import difflib
-import io
 import logging
-import os
 import sys
 from dataclasses import MISSING, fields
 
@@ -20,6 +18,7 @@ from ld3m.cli.info import InfoCommand
 from ld3m.cli.interrupts import Interrupts
 from ld3m.cli.processes import complain
 from ld3m.cli.run import DistillCommand, SampleCommand
+from ld3m.cli.streams import Messages, drop_output, open_streams
 from ld3m.cli.training import ExpertsCommand, PriorTrainCommand, TeacherCommand
 from ld3m.errors import Ld3mError
 
@@ -44,14 +43,19 @@ _TITLES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error with a message, 130 when interrupted, 143 or 129 by SIGTERM or SIGHUP."""
-    _open_streams()
+    open_streams()
+    with contextlib.redirect_stderr(Messages(sys.stderr)):  # pyright: ignore[reportArgumentType]
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Plain())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ld3m").setLevel(logging.INFO)
     with Interrupts() as interrupts:
         try:
-            status = _status(sys.argv[1:] if argv is None else argv, interrupts)
+            status = _status(argv, interrupts)
             if not status or not interrupts.has_come:
                 return status
         except KeyboardInterrupt:
@@ -72,7 +76,7 @@ def _status(argv: list[str], interrupts: Interrupts) -> int:
     except Ld3mError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader has gone, such as `head`; nothing is left to be said to it
-        _drop_output()
+        drop_output()
         if interrupts.has_come:
             raise
         return 0
@@ -121,7 +125,7 @@ def _explain(error: RuntimeError | MemoryError | OSError) -> int:
         return _fail(f"out of memory ({reason}); {remedy}")
     if not isinstance(error, OSError):
         raise error
-    _drop_output()
+    drop_output()
     where = f" {error.filename}" if error.filename else ""
     reason = error.strerror or error
     return _fail(f"the system refused{where}: {reason}; check the path, its permissions and the room on the disk")
@@ -137,22 +141,6 @@ class _Plain(logging.Formatter):
 def _fail(message: str) -> int:
     complain(f"ld3m: error: {one_line(message)}")
     return 2
-
-
-def _open_streams() -> None:
-    """Make the standard streams take every character, and be there: a closed one would fail at the first line."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_output() -> None:
-    """Point standard output nowhere: what is buffered would fail again when the interpreter flushes it at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(group: str = "") -> str:

@@ -68,7 +68,8 @@ class RunCommand(Command):
 
     def make(self, data: str, out: Path, settings: dict[str, Any], prog: str) -> None:
         """Make the run; print the command to go on with when it is interrupted, and what came out at the end."""
-        from ld3m.runs.folder import EVALUATION, settings_path
+        from ld3m.runs.folder import EVALUATION
+        from ld3m.runs.marker import settings_path
         from ld3m.runs.report import Report
 
         options = {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
@@ -133,7 +134,7 @@ def _common(out: Path) -> Path:
 
 def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:
     """Return the settings beneath the command line, and the data they name: of --config, or of the resumed run."""
-    from ld3m.runs.folder import settings_path
+    from ld3m.runs.marker import settings_path
 
     # Only what says where they are is read here: whether the others agree shows on top of them.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

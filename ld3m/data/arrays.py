@@ -1,16 +1,16 @@
 """NumPy archives (.npz) of images and labels, as MedMNIST and Keras keep them; pickled objects are not read."""
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from ld3m.data.items import Source, check_same_classes
+from ld3m.data.listing import ODD
 from ld3m.data.naming import Role, hinted_role
 from ld3m.data.tensors import Split, from_pair
 from ld3m.errors import DataError
+from ld3m.runtime.reading import shown_text
 
 _IMAGES = ("images", "image", "imgs", "x", "data", "arr_0")
 _HELD_OUT: tuple[Role, ...] = ("test", "val")
@@ -36,10 +36,10 @@ def read_npz(path: Path) -> Source:
                 )
             train = _split(path, archive, names, role)
             test = _split(path, archive, names, held_out) if role and held_out else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, *ODD) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} cannot be read as arrays ({error}); fetch it again") from error
+        raise DataError(f"{path} cannot be read as arrays ({shown_text(str(error))}); fetch it again") from error
     if test is None:
         return Source(path.stem, train[0], None, train[1])
     check_same_classes(train[1], test[1])

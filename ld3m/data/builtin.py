@@ -23,7 +23,7 @@ def read_builtin() -> Source:
         labels = torch.arange(len(FASHION_NAMES)).repeat_interleave(per_class)
         splits.append(from_pair(_read_sheet(FOLDER / f"{name}.png"), labels, FASHION_NAMES, name))
     (train, class_names), (test, _) = splits
-    return Source("builtin", train, test, class_names)
+    return Source("builtin", train, test, class_names, is_published=True)
 
 
 def _read_sheet(path: Path) -> Tensor:

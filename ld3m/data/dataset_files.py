@@ -3,12 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ld3m.data.items import Source
 from ld3m.data.naming import hinted_role
 from ld3m.data.tensors import read_splits
 from ld3m.errors import DataError
+from ld3m.runtime.devices import is_out_of_memory
+from ld3m.runtime.reading import shown_text
 
 
 def is_saved(path: Path) -> bool:
@@ -20,10 +22,10 @@ def read_saved(path: Path) -> Source:
     datasets = _import(path)
     try:
         return _source(path, datasets.load_from_disk(str(path)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read as a saved data set ({error}); save it again") from error
+    except DataError:
+        raise
+    except Exception as error:  # of `datasets`, pyarrow, JSON, and what they make of damaged files
+        _refuse(path, "a saved data set", error, "save it again")
 
 
 def is_parquet(path: Path) -> bool:
@@ -43,11 +45,11 @@ def read_parquet(path: Path) -> Source:
     splits: dict[str, list[Any]] = {}
     for file in _parquet_files(path) if path.is_dir() else [path]:
         try:
-            table = pyarrow.parquet.read_table(file)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file} cannot be read as parquet ({str(error)[:100]}); fetch it again") from error
+            table = Dataset(InMemoryTable(pyarrow.parquet.read_table(file)))
+        except Exception as error:  # of `datasets`, whose metadata is JSON in there, and of pyarrow
+            _refuse(file, "parquet", error, "fetch it again")
         name = re.split(r"-\d+(?=-of-|$)", file.stem)[0]
-        splits.setdefault(name if hinted_role(name) else "", []).append(Dataset(InMemoryTable(table)))
+        splits.setdefault(name if hinted_role(name) else "", []).append(table)
     try:
         found = {name: concatenate_datasets(parts) for name, parts in splits.items()}
     except ValueError as error:
@@ -71,6 +73,14 @@ def _import(path: Path) -> Any:
     except ImportError as error:
         raise DataError(f"data '{path}' needs Hugging Face datasets: pip install 'ld3m[data]'") from error
     return datasets
+
+
+def _refuse(path: Path, kind: str, error: Exception, remedy: str) -> NoReturn:
+    """Raise what a library made of a file as one line; a lack of memory as it is."""
+    if is_out_of_memory(error):
+        raise error
+    reason = shown_text(" ".join(f"{error}".split()) or type(error).__name__, 100)
+    raise DataError(f"{path} cannot be read as {kind} ({reason}); {remedy}") from error
 
 
 def _source(path: Path, content: object) -> Source:

@@ -23,22 +23,33 @@ _CHUNK = 1024
 _MOST_OF_A_BAND = 64  # a band that more share says nothing: pictures on a uniform ground
 
 
-def copies(train: ImageSet, test: ImageSet) -> Tensor:
+def copies(train: ImageSet, test: ImageSet, *, near: bool = True) -> Tensor:
     """Return the positions (n,) of training images that are copies of a test image, ascending.
+
+    Args:
+        near: also those that are not the same to the byte.
 
     Where more than half of a class would be, its pictures are so alike that near ones are not copies: X-rays of one
     view. Only those that are the same to the byte are then returned.
     """
     grids, probes = _grids(train.images), _grids(test.images)
-    bands, test_bands = _bands(grids), _bands(probes)
     same, found = _same_bytes(train, test, grids), set[int]()
+    if not near:
+        return torch.tensor(sorted(same), dtype=torch.int64)
+    bands, test_bands = _bands(grids), _bands(probes)
     for band in range(bands.shape[1]):
         for some, others in _pairs(bands[:, band], test_bands[:, band]):
             found.update(some[_are_copies(grids[some], probes[others])].tolist())
-    near = torch.tensor(sorted(found), dtype=torch.int64)
+    found_at = torch.tensor(sorted(found), dtype=torch.int64)
     sizes = torch.bincount(train.labels, minlength=train.num_classes)
-    is_alike = torch.bincount(train.labels[near], minlength=train.num_classes) > sizes / 2
-    return torch.tensor(sorted(same | set(near[~is_alike[train.labels[near]]].tolist())), dtype=torch.int64)
+    alike = torch.bincount(train.labels[found_at], minlength=train.num_classes) > sizes / 2
+    return torch.tensor(sorted(same | set(found_at[~alike[train.labels[found_at]]].tolist())), dtype=torch.int64)
+
+
+def is_grey(images: ImageSet) -> bool:
+    """Whether no picture has a color."""
+    blocks = images.images.split(_CHUNK)
+    return all(bool((block[:, :1] == block).all()) for block in blocks)
 
 
 def say_what_repeats(images: ImageSet, split_name: str) -> None:

@@ -166,7 +166,10 @@ def _near(top: Parts) -> set[Parts]:
 
 
 def _text(listing: Listing, file: File) -> str:
-    return listing.read(file).decode("utf-8", errors="replace")
+    try:
+        return listing.read(file).decode("utf-8", errors="replace")
+    except ValueError as error:
+        raise DataError(f"{'/'.join(file.parts)} cannot be read ({error}); repair or remove it") from error
 
 
 def _say_what_is_odd(path: Path, listing: Listing, read: list[File]) -> None:

@@ -61,7 +61,8 @@ class Source:
 
     Args:
         passed: files that look like pictures and are not read, each with the reason.
-        from_files: the user's own pictures, in which copies across splits are looked for and left out.
+        from_files: pictures of the user's own, of any size and format.
+        is_published: a set that everybody has, taken as it is; in others copies across splits are left out.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Source:
     wnids: tuple[str | None, ...] | None = None
     passed: tuple[str, ...] = ()
     from_files: bool = False
+    is_published: bool = False
 
 
 def split(items: Items, class_names: Sequence[str], holdout: float, seed: int) -> tuple[Items, Items]:

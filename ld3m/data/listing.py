@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import threading
@@ -23,10 +24,15 @@ from typing import IO, Any, NamedTuple
 
 from ld3m.data.pixels import EXTENSIONS, looks_like_picture
 from ld3m.errors import DataError
+from ld3m.runtime.reading import shown_text
 
 MAX_FILE_BYTES = 2**28  # a longer file is taken for a decompression bomb
 _MAX_DEPTH = 32  # folders below each other
 _HEAD = 16  # bytes that tell a picture from other files
+# What the standard library raises for archives that are damaged, encrypted, of a later version, or named in no UTF-8
+ODD = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, RuntimeError, ValueError, OverflowError,
+)  # fmt: skip
 _TABLES = frozenset((".csv", ".jsonl", ".tsv", ".txt"))
 _NO_PICTURES = _TABLES | {
     ".bib", ".c", ".cfg", ".db", ".doc", ".docx", ".gz", ".h5", ".htm", ".html", ".ini", ".ipynb", ".json",
@@ -121,6 +127,10 @@ def list_files(path: Path) -> Listing:
         ) from None
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise DataError(f"{path} is neither a folder nor a zip archive ({error})") from error
+    except ODD as error:
+        raise DataError(
+            f"{path} is an archive that cannot be read ({shown_text(str(error))}); pack it again"
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror or error})") from error
 
@@ -193,17 +203,22 @@ def _list_zip(path: Path) -> Listing:
     def read(file: File) -> bytes:
         if file.size > MAX_FILE_BYTES:
             raise ValueError(f"the archive member unpacks to {file.size} bytes")
-        return archive.read(file.handle)
+        try:
+            return archive.read(file.handle)
+        except ODD as error:
+            raise ValueError(f"the archive member cannot be read: {shown_text(str(error))}") from error
 
     def head(member: zipfile.ZipInfo) -> bytes:
         try:
             with archive.open(member) as stream:
                 return stream.read(_HEAD)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):  # damaged, or encrypted
+        except ODD:
             return b""
 
     listing = Listing(read)
     for member in archive.infolist():
+        if member.header_offset < 0:
+            raise zipfile.BadZipFile("its list of files lies elsewhere than it says")
         name = _zip_name(member, listing)
         if name.count("/") > _MAX_DEPTH:
             listing.passed.append(((name[:40] + "…",), f"more than {_MAX_DEPTH} folders deep"))

@@ -1,10 +1,13 @@
 """The meaning of names of folders and classes: the role of a split, a wnid, a readable name."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from ld3m.data.ilsvrc import name_of
+from ld3m.errors import DataError
+from ld3m.runtime.reading import shown_text
 
 Role = Literal["train", "test", "val"]
 
@@ -17,6 +20,7 @@ _BESIDE = (
     "x|images?|imgs?|data|dataset|set|split|folder|dir|full|all|subset|files|samples|examples|pictures|photos|ilsvrc"
 )
 _ROLE = re.compile(rf"(?:{_BESIDE})*({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:{_BESIDE})*")
+_LONGEST_NAME = 1000  # characters: what reads a distilled set takes no more than some thousands
 _WNID = re.compile(r"(n\d{8})(?:[-_. ]+(.+))?|(.+?)[-_. ]+(n\d{8})")
 
 
@@ -57,6 +61,19 @@ def named(folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[str | None, ..
     if len(set(names)) < len(names):  # ILSVRC has two classes "crane" and two "maillot"
         names = list(folders)
     return tuple(names), tuple(wnids)
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raise DataError for names of classes that would be found out when a set of theirs is written."""
+    if len(names) < 2:
+        raise DataError(f"expected at least two classes, found only {''.join(names)!r}; add another class")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"two classes have the name {shown_text(twice[0])!r}; give them names of their own")
+    for name in names:
+        if len(name) > _LONGEST_NAME:
+            raise DataError(f"class {shown_text(name, 40)!r} has a name of {len(name):,} characters; shorten it")
+        if re.search("[\ud800-\udfff]", name):  # what Python makes of bytes that are not UTF-8
+            raise DataError(f"class {name!r} has a name that is not UTF-8; rename it")
 
 
 def spelled(classes: object, wnids: object = ()) -> tuple[tuple[str, ...], tuple[str | None, ...] | None]:

@@ -14,14 +14,15 @@ from ld3m.data.arrays import is_npz, read_npz
 from ld3m.data.builtin import read_builtin
 from ld3m.data.dataset_files import is_parquet, is_saved, read_parquet, read_saved
 from ld3m.data.deep import RULES, Levels, choose_levels
-from ld3m.data.duplicates import copies, say_what_repeats
+from ld3m.data.duplicates import copies, is_grey, say_what_repeats
 from ld3m.data.idx import is_idx_folder, read_idx_folder
 from ld3m.data.images import Dataset, ImageSet, channel_statistics
 from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
+from ld3m.data.naming import require_names
 from ld3m.data.tensors import Decode, read_object
 from ld3m.errors import DataError
 from ld3m.runtime.devices import is_out_of_memory
-from ld3m.runtime.reading import expanded, is_there, shown_text
+from ld3m.runtime.reading import clear_read_errors, expanded, is_there, shown_text
 
 logger = logging.getLogger(__name__)
 _HOLDOUT = 0.1
@@ -100,8 +101,7 @@ def _read(
 ) -> Dataset:
     raw = _open(source, decode_items)
     _say_what_is_passed(raw, strict)
-    if len(raw.class_names) < 2:
-        raise DataError(f"expected at least two classes, found only {''.join(raw.class_names)!r}; add another class")
+    require_names(raw.class_names)
     train, test = raw.train, raw.test
     if test is not None and holdout is not None:
         raise DataError(f"holdout={holdout} has no use: {raw.name!r} has a test split of its own; leave it out")
@@ -109,9 +109,9 @@ def _read(
         train, test = split(train, raw.class_names, _HOLDOUT if holdout is None else holdout, seed)
     train_set = _image_set(train, raw.class_names, "train", decode_items)
     test_set = None if test is None else _image_set(test, raw.class_names, "test", decode_items)
-    if raw.from_files:
+    if not raw.is_published:
         say_what_repeats(train_set, "train")
-        train_set = train_set if test_set is None else _without_copies(train_set, test_set, raw.name)
+        train_set = train_set if test_set is None else _without_copies(train_set, test_set, raw)
     wnids = raw.wnids or (None,) * len(raw.class_names)
     logger.info("%s: %d classes, %d training images", raw.name, len(raw.class_names), len(train_set))
     return Dataset(
@@ -141,9 +141,12 @@ def _say_what_is_passed(raw: Source, strict: bool) -> None:
     logger.warning("%s: passed over %d files that look like pictures: %s", raw.name, len(raw.passed), shown)
 
 
-def _without_copies(train: ImageSet, test: ImageSet, name: str) -> ImageSet:
-    """Leave out of the training images what the test split holds as well; a score on it would measure memory."""
-    found = copies(train, test)
+def _without_copies(train: ImageSet, test: ImageSet, raw: Source) -> ImageSet:
+    """Leave out of the training images what the test split holds as well; a score on it would measure memory.
+
+    Grey pictures that are arrays are digits and clothes, each like many others: of these the same bytes count alone.
+    """
+    name, found = raw.name, copies(train, test, near=raw.from_files or not is_grey(train))
     if not len(found):
         return train
     kept = torch.ones(len(train), dtype=torch.bool)
@@ -167,9 +170,10 @@ def would_read(source: object, folder: Path) -> bool:
     if not isinstance(source, str | os.PathLike) or source == "builtin":
         return False
     path = expanded(os.fspath(source), "data", DataError)
-    if not is_there(path, DataError) or not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
-        return False
-    return image_folder.would_read(path, folder)
+    with clear_read_errors(path, DataError):
+        if not is_there(path, DataError) or not path.is_dir() or any(is_kind(path) for is_kind, _ in _READERS[:-1]):
+            return False
+        return image_folder.would_read(path, folder)
 
 
 def _open(source: object, decode_items: Decode) -> Source:

@@ -23,6 +23,7 @@ from ld3m.memory.plan import Plan
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
+from ld3m.runs.result import load
 from ld3m.runtime import processes
 from ld3m.spaces import Space, keep_rows, setup_of
 
@@ -99,7 +100,8 @@ def prepare(
 
     def start() -> None:
         if folder is not None:
-            sources = sources_of(prior, experts=None if experts is None else experts.fingerprint())
+            init = None if config.init in INITS else load(config.init).fingerprint()
+            sources = sources_of(prior, experts=None if experts is None else experts.fingerprint(), init=init)
             folder.start(opening.data_name, config, dataset.fingerprint, sources)
 
     processes.from_main(start, "begin the run's folder")

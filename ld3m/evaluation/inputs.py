@@ -54,8 +54,10 @@ def open_inputs(
         data = load_data(data, resolution=images.shape[-1], **reading)
     else:
         data = load_data(data, resolution=images.shape[-1], strict=strict, bit_range=bit_range)
-    if not isinstance(result, Result):
-        images = _in_unit_range(images, data, image_range)
+    images = _in_unit_range(images, data, image_range)
+    if isinstance(result, Result):  # one that a program made may hold anything
+        result = replace(result, images=images, labels=labels)
+    else:
         result = Result(images, labels, data.class_names, {}, {}, data.mean, data.std)
     result = _in_order_of(data, result)
     _check_classes(result, data)

@@ -11,7 +11,7 @@ from ld3m.evaluation.divergence import MOST_HALVINGS, Accuracies
 from ld3m.evaluation.runner import Training
 from ld3m.runs.folder import EVALUATION_PROGRESS
 from ld3m.runtime.reading import Misfit, anything, listing, mapping_of, number, optional, read_json, text, whole
-from ld3m.runtime.storage import write_json
+from ld3m.runtime.storage import remove, write_json
 
 logger = logging.getLogger(__name__)
 _ACCURACIES = optional(listing(number(0, 100), 1))  # null where the training diverged
@@ -65,7 +65,7 @@ class Progress:
             if left := {key: rows for key, rows in left.items() if rows}:
                 write_json(self.path, left)
             else:
-                self.path.unlink()
+                remove(self.path)
 
     def _rows(self) -> list:
         return [[astuple(training), accuracies] for training, accuracies in self.accuracies.items()]

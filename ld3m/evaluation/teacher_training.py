@@ -17,6 +17,7 @@ from ld3m.evaluation.training import NormalizedImages, accuracy, train
 from ld3m.runtime import seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.progress import progress_bar
+from ld3m.runtime.reading import is_there
 from ld3m.runtime.storage import owning, require_writable
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,11 @@ def train_teacher(
         NumericsError: the weights diverged.
     """
     out, training = Path(out), training or TeacherTraining()
-    if out.is_dir():
+    if is_there(out, ConfigError) and out.is_dir():
         raise ConfigError(f"{out} is a folder; name the file of the teacher, such as {out / 'teacher.safetensors'}")
     require_writable(out.parent, "name another file")
     with owning(out, is_file=True):
-        if out.exists() and not overwrite:
+        if is_there(out, ConfigError) and not overwrite:
             raise ConfigError(f"{out} is there already; name another file, or allow overwrite")
         teacher = _train(data, training, resolve_device(device), progress)
         teacher.save(out)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.runs import pictures
-from ld3m.runs.folder import is_empty
+from ld3m.runs.marker import is_empty
 from ld3m.runtime import processes
 from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.reading import listing, mapping, number, parse_json, read_json, whole

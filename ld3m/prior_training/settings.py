@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from ld3m.errors import ConfigError
-from ld3m.priors.architecture import SHAPES, LdmShape
+
+if TYPE_CHECKING:
+    from ld3m.priors.architecture import LdmShape
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ class PriorTraining:
                 f"{self.attention_levels}"
             )
 
-    def shape(self, num_classes: int) -> LdmShape:
+    def shape(self, num_classes: int) -> "LdmShape":
         """Return the architecture of a prior with these settings."""
+        from ld3m.priors.architecture import SHAPES  # torch, which the command line's help does without
+
         return replace(
             SHAPES["builtin"],
             resolution=self.resolution,

@@ -46,6 +46,7 @@ MODULE = mapping(
         "cross_attention_dim": either(one_of(None), _CHANNELS, listing(_CHANNELS, 1, MAX_LEVELS)),
         "norm_num_groups": optional(_CHANNELS),
         "num_class_embeds": optional(whole(1, 10**6)),
+        "lookup_from_codebook": one_of(None, False),  # decodes numbers of codes, not latents
         "num_vq_embeddings": whole(1, 10**7),
         "vq_embed_dim": optional(_CHANNELS),
         "sample_size": _SIDES,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ld3m.runs.folder import EVALUATIONS
 from ld3m.runtime.fingerprints import fingerprint
-from ld3m.runtime.storage import write_text
+from ld3m.runtime.storage import remove, write_text
 
 _LONGEST = 200  # of a name without its ending
 
@@ -44,7 +44,7 @@ def keep_earlier(path: Path, name: str | None) -> None:
 def forget_earlier(folder: Path, name: str | None) -> None:
     """Remove an evaluation of that name from `evaluations/`: it has become the newest again."""
     if name is not None:
-        (folder / EVALUATIONS / f"{name}.json").unlink(missing_ok=True)
+        remove(folder / EVALUATIONS / f"{name}.json")
 
 
 def _name_of(content: Mapping[str, Any], text: str) -> str:

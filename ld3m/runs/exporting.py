@@ -98,18 +98,19 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`, which takes its place at the end; on failure `target` stays as it was."""
     sweep_beside(target)
     building = temporary_beside(target)
-    try:
-        building.mkdir()
-        with held_open(building) as is_there:
-            yield building
-            if not is_there():
-                raise Ld3mError(f"{building}, where the export was written, was removed meanwhile; export again")
-        if target.exists():
-            exchange(building, target)
-        else:
-            building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with clear_write_errors(target):
+        try:
+            building.mkdir()
+            with held_open(building) as is_there:
+                yield building
+                if not is_there():
+                    raise Ld3mError(f"{building}, where the export was written, was removed meanwhile; export again")
+            if target.exists():
+                exchange(building, target)
+            else:
+                building.rename(target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def _write_images(result: Result, folder: Path) -> str:

@@ -5,25 +5,32 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import yaml
 from torch import Tensor
 
-from ld3m import __version__
-from ld3m.config import Config, ResolvedDistillConfig, ResolvedSampleConfig, Settings, build, read_yaml, to_yaml
+from ld3m.config import Config, Settings, build, read_yaml, to_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs.edits import edits, settings_in
+from ld3m.runs.marker import (
+    CONFIG,
+    NEXT_CONFIG,
+    is_empty,
+    is_run,
+    read_marker,
+    settings_digest,
+    settings_path,
+    write_marker,
+)
 from ld3m.runtime.locks import make_parent
 from ld3m.runtime.reading import clear_read_errors, is_there
 from ld3m.runtime.storage import (
     clear_write_errors,
-    is_temporary,
     load_tensors,
     owning,
+    remove,
     require_free,
     save_tensors,
     sweep,
@@ -34,9 +41,7 @@ from ld3m.runtime.storage import (
 logger = logging.getLogger(__name__)
 
 # The files of a run
-CONFIG, METRICS, CHECKPOINT, CHECKPOINT_NOTE = (
-    "config.yaml", "metrics.jsonl", "checkpoint.safetensors", "checkpoint.json",
-)  # fmt: skip
+METRICS, CHECKPOINT, CHECKPOINT_NOTE = "metrics.jsonl", "checkpoint.safetensors", "checkpoint.json"
 PREVIOUS = "checkpoint-previous.safetensors"
 DISTILLED, GRID, CURVES, FACTS, PAGE = (
     "distilled.safetensors", "grid.png", "curves.png", "result.json", "report.html",
@@ -45,7 +50,6 @@ EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS = (
     "evaluation.json", "evaluation-soft.json", "evaluation-progress.json",
 )  # fmt: skip
 EVALUATIONS = "evaluations"  # folder of those before the newest
-MARKER, _NEXT_CONFIG = ".ld3m.json", ".ld3m.config.yaml"
 _OWN = (
     DISTILLED, METRICS, CHECKPOINT, PREVIOUS, CHECKPOINT_NOTE, f"{DISTILLED}.partial", GRID, CURVES, FACTS, PAGE,
     EVALUATION, EVALUATION_SOFT, EVALUATION_PROGRESS, "evaluations/*.json", "images/*/[0-9]*.png",
@@ -53,40 +57,12 @@ _OWN = (
 # Setting that hands these files in from another run, perhaps from this very folder -> files
 _REUSED = {"experts": "experts/expert-[0-9]*.safetensors", "statistics": "statistics/class-[0-9]*.safetensors"}
 # Setting that may name the same thing in another place when a run is gone on with -> what has its fingerprint
-SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics"}
+SOURCES = {"prior": "prior", "prior_config": "prior", "experts": "experts", "statistics": "statistics", "init": "init"}
 _PLACES = ("images/*", "evaluations", *_REUSED)  # where a run writes, beside the folder itself
-# What every release has written into config.yaml
-_ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
 _MEANT_FOR_THIS_RUN = "choose another --out, go on with it by --resume, or replace it by --overwrite"
 _EDITED = "Restore it as the run wrote it, or start anew with another --out or --overwrite"
 _DAMAGED = "restore it from a copy, or start again with --overwrite"
 _Checkpoint = tuple[Path, dict[str, Tensor], dict[str, str]]  # file, tensors, metadata
-
-
-def settings_path(folder: Path) -> Path:
-    """Return where the settings of the run in a folder are: apart while another run is being replaced by it."""
-    path = folder / _NEXT_CONFIG
-    return path if "replacing" in read_marker(folder) and path.is_file() else folder / CONFIG
-
-
-def read_marker(folder: Path) -> dict[str, Any]:
-    """Return what the marker in a folder says, which this package alone writes; nothing where there is none."""
-    try:
-        with open(folder / MARKER, "rb") as file:
-            about = json.loads(file.read(10_000))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return about if isinstance(about, dict) and "ld3m" in about else {}
-
-
-def write_marker(folder: Path, **more: object) -> None:
-    """Mark a folder as a run, whose files `overwrite` may remove."""
-    write_json(folder / MARKER, {"ld3m": __version__, "kind": "run", **more})
-
-
-def is_empty(folder: Path) -> bool:
-    """Whether nothing but what a killed command left is in a folder."""
-    return all(is_temporary(entry) or entry.name in (MARKER, _NEXT_CONFIG) for entry in folder.iterdir())
 
 
 class RunFolder:
@@ -140,9 +116,11 @@ class RunFolder:
         """Return (data, config) of the run that is resumed."""
         try:
             content = read_yaml(settings_path(self.path))
-            return str(content.pop("data", "builtin")), build(content, kind())
+            found = str(content.pop("data", "builtin")), build(content, kind())
         except ConfigError as error:
-            raise ConfigError(f"{error}. {_EDITED}") from error
+            raise ConfigError(f"{CONFIG} in {self.path}: {error}. {_EDITED}") from error
+        self._require_whole_settings()
+        return found
 
     def start(self, data: str, config: Settings, fingerprint: str, sources: Mapping[str, str] | None = None) -> None:
         """Own the folder, and make it a run with these settings, what is left of another run removed; or go on with
@@ -184,13 +162,26 @@ class RunFolder:
             if not self.is_resumed and not self._overwrite:
                 raise ConfigError(f"out {path} exists and is not empty; {_MEANT_FOR_THIS_RUN}")
             missing = f"holds a {CONFIG} that is not of a run" if has_settings else f"holds no {CONFIG}: not a run"
-            is_run = _is_run(path)
-            if self.is_resumed and not (is_run and has_settings):
+            is_known = is_run(path)
+            if self.is_resumed and is_known and not has_settings:
+                raise ConfigError(f"out {path} has lost its {CONFIG}: restore it, or start again with --overwrite")
+            if self.is_resumed and not (is_known and has_settings):
                 raise ConfigError(
                     f"out {path} is not empty and {missing}; choose another --out, only a run takes --overwrite"
                 )
-            if self._overwrite and not is_run:
+            if self._overwrite and not is_known:
                 raise ConfigError(f"out {path} {missing}, so it is not replaced; choose another --out")
+
+    def _require_whole_settings(self) -> None:
+        """Raise where the settings were cut or edited and no checkpoint could tell, for there is none yet."""
+        known = read_marker(self.path).get("settings")
+        if not isinstance(known, list) or settings_digest(self._seen) in known or "replacing" in read_marker(self.path):
+            return
+        if not any(is_there(self.path / name) for name in (CHECKPOINT, PREVIOUS)):
+            raise ConfigError(
+                f"{CONFIG} in {self.path} was cut or edited before the first checkpoint, so there is nothing to go on "
+                "with: start again with --overwrite and the options that were meant, or restore the file"
+            )
 
     def _go_on(self) -> None:
         with clear_write_errors(self.path):
@@ -203,23 +194,25 @@ class RunFolder:
 
     def _begin(self, settings: str, reused: list[str]) -> None:
         """Store the settings; another run in the folder is whole until the marker says otherwise, then gone."""
+        known = [settings_digest(settings.encode())]
         if not self._overwrite or is_empty(self.path):
-            write_marker(self.path)
+            write_marker(self.path, settings=known)
             write_text(self.path / CONFIG, settings)
             return
-        write_text(self.path / _NEXT_CONFIG, settings)
-        write_marker(self.path, replacing=reused)
+        write_text(self.path / NEXT_CONFIG, settings)
+        write_marker(self.path, replacing=reused, settings=known)
         self._finish_replacing()
 
     def _finish_replacing(self) -> None:
         """Remove what the former run wrote; the settings that are in store take their place."""
-        reused = read_marker(self.path)["replacing"]
+        marker = read_marker(self.path)
+        reused = marker["replacing"]
         with clear_write_errors(self.path):
             for path in self._files_of_a_run(reused if isinstance(reused, list) else []):
                 path.unlink(missing_ok=True)
-            if (self.path / _NEXT_CONFIG).is_file():
-                os.replace(self.path / _NEXT_CONFIG, self.path / CONFIG)
-        write_marker(self.path)
+            if (self.path / NEXT_CONFIG).is_file():
+                os.replace(self.path / NEXT_CONFIG, self.path / CONFIG)
+        write_marker(self.path, settings=marker.get("settings"))
 
     def _files_of_a_run(self, reused: list[object]) -> Iterator[Path]:
         root = self.path.resolve()
@@ -249,9 +242,8 @@ class RunFolder:
                     "other weights or values now. Put those back, or start anew with another --out"
                 )
         content = read_yaml(self.path / CONFIG)
-        moved = {
-            name: getattr(config, name, None) for name in SOURCES if content.get(name) != getattr(config, name, None)
-        }
+        here = {name: getattr(config, name, None) for name in SOURCES if name in content}
+        moved = {name: value for name, value in here.items() if content[name] != value}
         if unknown := [name for name in moved if stored.get(SOURCES[name]) is None]:
             name = unknown[0]
             raise ConfigError(
@@ -260,19 +252,25 @@ class RunFolder:
                 "with another --out"
             )
         if moved:
-            write_text(self.path / CONFIG, yaml.safe_dump({**content, **moved}, sort_keys=False))
+            self._write_settings(yaml.safe_dump({**content, **moved}, sort_keys=False))
 
     def prolong(self, data: str, config: Settings) -> None:
         """Store the settings of a run that goes on beyond its old end; what was evaluated is the shorter one's."""
         settings = to_yaml(config, data=data)
         if settings != (self.path / CONFIG).read_text(encoding="utf-8"):
-            write_text(self.path / CONFIG, settings)
+            self._write_settings(settings)
             self._said = settings_in(self.path / CONFIG)
+
+    def _write_settings(self, text: str) -> None:
+        """Store other settings; a kill between the two files leaves either as they were."""
+        before = (self.path / CONFIG).read_bytes()
+        write_marker(self.path, settings=[settings_digest(before), settings_digest(text.encode())])
+        write_text(self.path / CONFIG, text)
 
     def drop_evaluations(self) -> None:
         """Remove evaluations of other images than those that are about to be saved."""
         for name in (EVALUATION, EVALUATION_SOFT):
-            (self.path / name).unlink(missing_ok=True)
+            remove(self.path / name)
 
     def log(self, line: dict[str, object]) -> None:
         """Append a line to the metrics."""
@@ -323,8 +321,7 @@ class RunFolder:
 
     def forget_previous(self) -> None:
         """Remove the checkpoint before the last: a run that has ended needs none to fall back on."""
-        with clear_write_errors(self.path / PREVIOUS):
-            (self.path / PREVIOUS).unlink(missing_ok=True)
+        remove(self.path / PREVIOUS)
 
     def _last_whole_checkpoint(self) -> _Checkpoint | None:
         there = [path for path in (self.path / CHECKPOINT, self.path / PREVIOUS) if is_there(path)]
@@ -377,15 +374,3 @@ def _iteration_of(line: str) -> int | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return number if type(number) is int and number >= 0 and "\ufffd" not in line else None
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run of this package: by its marker, or of an earlier release by all of its settings."""
-    try:
-        names = read_yaml(folder / CONFIG).keys()
-    except ConfigError:
-        return read_marker(folder).get("kind") == "run"
-    if read_marker(folder).get("kind") == "run":
-        return "data" in names  # else the file was put there since
-    known = {field.name for kind in (ResolvedDistillConfig, ResolvedSampleConfig) for field in fields(kind)}
-    return names >= _ALWAYS_STORED and names <= known | {"data"}

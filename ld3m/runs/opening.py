@@ -17,7 +17,7 @@ from ld3m.runs.folder import SOURCES, RunFolder
 from ld3m.runtime import processes
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
-from ld3m.runtime.reading import expanded, is_there
+from ld3m.runtime.reading import expanded, is_there, require_utf8
 from ld3m.runtime.storage import require_writable
 
 _PATHS = ("prior", "prior_config", "experts", "init", "statistics")  # settings that may name a file or a folder
@@ -151,7 +151,10 @@ def _name_of(data: object) -> str:
     if not isinstance(data, str | Path):
         return f"<{type(data).__name__}>"
     path = expanded(data, "path")
-    return str(path.resolve()) if str(data) != "builtin" and is_there(path, ConfigError) else str(data)
+    if str(data) == "builtin" or not is_there(path, ConfigError):
+        return str(data)
+    require_utf8(path.resolve())  # of a link that leads there
+    return str(path.resolve())
 
 
 def _with_whole_paths(settings: Mapping[str, object]) -> dict[str, object]:
@@ -193,7 +196,7 @@ def _stored_or_given(folder: RunFolder | None, settings: Mapping[str, object], k
             f"resume needs the settings of the stored run; these differ: {', '.join(changed)}. Leave them out (more "
             "iterations than before may be asked for), or start anew with another --out"
         )
-    for name in ("prior", "prior_config", "experts"):
+    for name in ("prior", "prior_config", "experts", "init"):
         value, option = getattr(here, name, None), name.replace("_", "-")
         if value and Path(value).is_absolute() and not _is_path(value):
             raise ConfigError(f"{name} {value} of the run is not there; if it was moved, say where to: --{option} PATH")

@@ -11,7 +11,8 @@ from ld3m.config import read_yaml
 from ld3m.errors import CheckpointError, ConfigError
 from ld3m.runs import pictures
 from ld3m.runs.evaluations import earlier_files
-from ld3m.runs.folder import CONFIG, CURVES, DISTILLED, EVALUATION, EVALUATIONS, FACTS, GRID, METRICS, PAGE
+from ld3m.runs.folder import CURVES, DISTILLED, EVALUATION, EVALUATIONS, FACTS, GRID, METRICS, PAGE
+from ld3m.runs.marker import CONFIG
 from ld3m.runs.report import (
     FILES,
     SHOWN,

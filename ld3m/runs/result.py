@@ -14,8 +14,9 @@ from torch.utils.data import TensorDataset
 from ld3m.errors import CheckpointError
 from ld3m.runs import display, pictures
 from ld3m.runs.folder import DISTILLED, GRID
+from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.reading import is_there, listing, mapping, optional, parse_json, shown, text
-from ld3m.runtime.storage import load_tensors, save_tensors
+from ld3m.runtime.storage import load_tensors, remove, save_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
 _GRID_CLASSES, _GRID_PER_CLASS = 100, 10
+_LONGEST = 200  # bytes of a name; file systems take 255, of which an export may need some for marks
 _SLACK = 1e-3  # of a value's range, a quarter of a grey level
 _METADATA = {"class_names": listing(text(), least=1), "config": mapping({}, {"network": optional(text())})}
 _LABELS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -105,12 +107,16 @@ class Result:
             pictures.save_numbered(folder / "images" / name, images)
             for left in (folder / "images" / name).glob("*.png"):  # of a set with more images
                 if left.stem.isdecimal() and int(left.stem) >= len(images):
-                    left.unlink()
+                    remove(left)
         self.draw_grid(folder)
         tensors = {"images": self.images, "labels": self.labels, "mean": self.mean, "std": self.std, **self.parameters}
         about = {"class_names": json.dumps(self.class_names), "config": json.dumps(dict(self.config), sort_keys=True)}
         save_tensors(folder / DISTILLED, tensors, about)
         return folder
+
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the images, and of what they were rendered from."""
+        return fingerprint((self.images, self.labels, *(self.parameters[name] for name in sorted(self.parameters))))
 
     def draw_grid(self, folder: Path) -> None:
         """Write `grid.png`."""
@@ -176,17 +182,24 @@ def _fault_of(result: Result) -> str:
     return "" if bool((result.std > 0).all()) else f"std is above 0, got {shown(result.std.tolist())}"
 
 
+def _cut(name: str, most: int) -> str:
+    """Return the start of a name that has no more than so many bytes."""
+    return name.encode()[:most].decode(errors="ignore").rstrip(" .") or "-"
+
+
 def folder_names(class_names: Sequence[str]) -> list[str]:
     """Return a folder name for each class, all different even where upper and lower case are the same.
 
-    What no file system takes becomes "-"; a name that is taken already gets its label behind it.
+    What no file system takes becomes "-"; what is too long is cut; a name that is taken gets its label behind it.
     """
     names, taken = [], {"readme.md"}
     for label, class_name in enumerate(class_names):
-        cleaned = "".join("-" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in class_name)
-        name = cleaned.strip(" .") or "-"
-        while name.casefold() in taken:
-            name += f"-{label}"
+        cleaned = "".join(
+            "-" if c in '/\\:*?"<>|' or ord(c) < 32 or "\ud800" <= c <= "\udfff" else c for c in class_name
+        )
+        whole, more = cleaned.strip(" .") or "-", ""
+        while (name := _cut(whole, _LONGEST - len(more)) + more).casefold() in taken:
+            more += f"-{label}"
         taken.add(name.casefold())
         names.append(name)
     return names

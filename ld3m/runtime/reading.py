@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import stat
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -60,8 +61,21 @@ def clear_read_errors(path: str | Path, error: type[Ld3mError] = CheckpointError
         raise error(f"could not read {path}: {found.strerror or found}; {remedy}") from found
 
 
+def require_utf8(path: Path, error: type[Ld3mError] = ConfigError) -> None:
+    """Raise where a path, taken from the root, holds bytes that are not UTF-8: no file that names it could be written.
+
+    Python has surrogates in the place of such bytes.
+    """
+    whole = os.path.abspath(path)
+    try:
+        whole.encode("utf-8")
+    except UnicodeEncodeError as found:
+        raise error(f"{whole!a} has a name that is not UTF-8; rename that file or folder") from found
+
+
 def is_there(path: Path, error: type[Ld3mError] = CheckpointError) -> bool:
-    """Whether a file or folder of that name is there; raise where that cannot be told."""
+    """Whether a file or folder of that name is there; raise where that cannot be told, or said."""
+    require_utf8(path, error)
     try:
         with clear_read_errors(path, error):
             path.stat()

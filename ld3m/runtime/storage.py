@@ -19,12 +19,13 @@ from torch import Tensor
 from ld3m.errors import CheckpointError, Ld3mError
 from ld3m.runtime import locks, reading
 from ld3m.runtime.fingerprints import fingerprint
-from ld3m.runtime.reading import clear_read_errors, is_there, mapping_of, parse_json, shown_text
+from ld3m.runtime.reading import clear_read_errors, is_there, mapping_of, parse_json, require_utf8, shown_text
 
 if TYPE_CHECKING:
     from safetensors import safe_open
 
-_FOLDED, _DIGEST = "ld3m", "ld3m digest"
+DIGEST = "ld3m digest"  # key of the metadata
+_FOLDED = "ld3m"
 _MAX_TEXT = 64 * 2**20
 _AGAIN = "restore it from a copy, or make it again"
 _STALE_SECONDS = 600
@@ -54,6 +55,7 @@ def clear_write_errors(path: Path) -> Generator[None]:
 
 def require_writable(folder: Path, remedy: str) -> None:
     """Raise, before any work is done that would be lost, where no file can be written into a folder."""
+    require_utf8(folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise Ld3mError(f"could not write into {folder}: {there} is a file; {remedy}")
@@ -71,6 +73,7 @@ def owning(path: Path, *, is_file: bool = False) -> Generator[None]:
         ConfigError: another command is writing there.
         Ld3mError: the folder was removed during the block.
     """
+    require_utf8(path)
     folder = path.absolute().parent if is_file else path
     with clear_write_errors(path):
         is_new = not folder.exists()
@@ -103,6 +106,12 @@ def require_free(folder: Path) -> None:
 def lock_of(path: Path, *, is_file: bool = False) -> Path:
     """Return the lock file of a folder, which lies in it, or of a name, which lies beside it."""
     return path.absolute().parent / f".{path.name}{locks.LOCK}" if is_file else path / locks.LOCK
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be there."""
+    with clear_write_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -191,7 +200,7 @@ def save_tensors(
 
     written = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     about = dict(metadata or {})
-    about = folded(about | {_DIGEST: digest_of(written, about)} if sealed else about)
+    about = folded(about | {DIGEST: digest_of(written, about)} if sealed else about)
     with replacing(path) as temporary:
         private = temporary.with_suffix(
             ".d.tmp"
@@ -253,7 +262,7 @@ def load_tensors(path: Path, remedy: str = _AGAIN) -> tuple[dict[str, Tensor], d
                 about = metadata_of(file, path)
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({shown_text(str(error))}); {remedy}") from error
-    seal = about.pop(_DIGEST, None)
+    seal = about.pop(DIGEST, None)
     if seal is not None and seal != digest_of(tensors, about):
         raise CheckpointError(f"{path} is damaged: it is not what was written there, by its digest; {remedy}")
     return tensors, about

@@ -15,19 +15,21 @@ from torch import Tensor
 from ld3m.chain import sample
 from ld3m.config.keywords import SampleKeywords, keywords_of
 from ld3m.data.ranges import from_signed, to_signed
-from ld3m.errors import MemoryBudgetError, NumericsError
+from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
 from ld3m.runs import pictures
 from ld3m.runs.facts import measured
-from ld3m.runs.folder import DISTILLED, GRID
+from ld3m.runs.folder import DISTILLED
 from ld3m.runs.result import Result, load
 from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.progress import progress_bar
+from ld3m.runtime.reading import is_there
 from ld3m.runtime.rows import RowFile
 from ld3m.runtime.storage import save_tensors
 from ld3m.sampling import SELECTORS, ClassStatistics, SampleConfig
 from ld3m.sampling.job import SampleJob, prepare
+from ld3m.sampling.record import Record, stored_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def sample_dataset(
             result = load(job.folder.path)
             if out is None:
                 return _detached(result)
-            if processes.is_main() and not (job.folder.path / GRID).is_file():
+            if processes.is_main():
                 result.draw_grid(job.folder.path)
             seconds = time.perf_counter() - started
             facts = measured(job.device, seed=job.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
@@ -90,37 +92,75 @@ def _detached(stored: Result) -> Result:
 
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
-    """Sample the classes that are not there yet; return the seconds each took, None when nothing was left."""
-    path, num_classes, count = job.folder.path, job.dataset.train.num_classes, processes.world_size()
-    if processes.from_main(lambda: (path / DISTILLED).is_file(), "look for a finished run"):
+    """Sample the classes that are not there yet, or no longer whole; return the seconds each took, None for none."""
+    num_classes, count = job.dataset.train.num_classes, processes.world_size()
+    records: list[Record] = []  # of the main process
+
+    def open_set() -> tuple[list[int], int] | None:
+        done, kept = (job.folder.load_checkpoint() if job.folder.is_resumed else None) or (0, {})
+        records.append(record := Record(job, kept))
+        if whole := _whole_set(job.folder.path):
+            _mend_statistics(job, record, num_classes)
+            record.mend_pictures(range(num_classes), lambda label: whole.images[whole.labels == label])
+            return None
+        rows = _row_file(job)
+        if rows.is_new and done:
+            logger.warning("what was in %s of %d classes is damaged or gone; they are sampled again", rows.path, done)
+            job.folder.keep_metrics_before(0)
+            done = 0
+        _mend_statistics(job, record, done)
+        lost = record.damaged(rows, done)
+        record.mend_pictures(
+            (label for label in range(done) if label not in lost),
+            lambda label: rows.read("images", label * job.config.ipc, job.config.ipc),
+        )
+        return list(lost), done
+
+    if (found := processes.from_main(open_set, "open the set")) is None:
+        return None
+    lost, done = found
+    rows, left = _row_file(job), [*lost, *range(done, num_classes)]
+    started, first = time.perf_counter(), num_classes - len(left)
+    with progress_bar(name="sampling", initial=first, total=num_classes, show=progress, unit="class") as bar:
+        for block in (left[start : start + count] for start in range(0, len(left), count)):  # a class a process
+            line: dict[str, object] = {}
+            if processes.rank() < len(block):
+                job, line = _within_memory(job, block[processes.rank()], rows)
+            lines = processes.gather(line, "sample their classes")
+            if processes.is_main():
+                for label, line in zip(block, lines, strict=False):
+                    records[0].note(rows, label)
+                    job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
+                    done = max(done, label + 1)
+                job.folder.save_checkpoint(done, records[0].state())
+            bar.update(len(block))
+    seconds = (time.perf_counter() - started) / max(1, len(left))
+    if processes.is_main():
+        if lost:
+            job.folder.keep_metrics_before(done)
+        rows.finish()
+        job.folder.forget_previous()
+    processes.gather(None, "name the set")
+    return seconds
+
+
+def _whole_set(folder: Path) -> Result | None:
+    """Return the distilled set where it is there and whole; a damaged one counts as unfinished, which is said."""
+    path = folder / DISTILLED
+    if not is_there(path):
+        return None
+    try:
+        return load(folder)
+    except CheckpointError as error:
+        logger.warning("%s. What is damaged of it is sampled again", error)
+        RowFile.reopen(path)
         return None
 
-    def open_rows() -> int:
-        rows = _row_file(job)
-        stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
-        if stored is not None and rows.is_new:
-            job.folder.keep_metrics_before(0)
-        return 0 if stored is None or rows.is_new else stored[0]
 
-    first = processes.from_main(open_rows, "open the set")
-    rows = _row_file(job)
-    started = time.perf_counter()
-    with progress_bar(name="sampling", initial=first, total=num_classes, show=progress, unit="class") as bar:
-        for block in range(first, num_classes, count):  # a class for each process
-            label, line = block + processes.rank(), dict[str, object]()
-            if label < num_classes:
-                job, line = _within_memory(job, label, rows)
-            lines = processes.gather(line, "sample their classes")[: num_classes - block]
-            if processes.is_main():
-                for label, line in enumerate(lines, block):
-                    job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
-                job.folder.save_checkpoint(block + len(lines), {})
-            bar.update(len(lines))
-    seconds = (time.perf_counter() - started) / max(1, num_classes - first)
-    processes.from_main(rows.finish, "name the set")
-    if processes.is_main():
-        job.folder.forget_previous()
-    return seconds
+def _mend_statistics(job: SampleJob, record: Record, done: int) -> None:
+    """Gather the statistics of classes that are done again where they are missing or damaged."""
+    for label in record.without_statistics(done):
+        _gather(job, label, _conditioning(job, label))
 
 
 def _row_file(job: SampleJob) -> RowFile:
@@ -167,8 +207,8 @@ def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob
 def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object]:
     """Write the images of one class; return what is worth a line in the log."""
     config, started = job.config, time.perf_counter()
-    conditioning = job.prior.embed(torch.tensor([job.class_ids[label]])).float()
-    statistics = job.stored_statistics(label) or _gather(job, label, conditioning)
+    conditioning = _conditioning(job, label)
+    statistics = stored_or_none(job, label) or _gather(job, label, conditioning)
     seed = seeds.derive(config.seed, "select", label)
     chosen, facts = SELECTORS[config.selector].select(statistics, config, seed, job.device)
     sampled = sample(
@@ -188,6 +228,11 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
 
 
+def _conditioning(job: SampleJob, label: int) -> Tensor:
+    return job.prior.embed(torch.tensor([job.class_ids[label]])).float()  # (1, tokens, dim)
+
+
+@torch.no_grad()
 def _gather(job: SampleJob, label: int, conditioning: Tensor) -> ClassStatistics:
     """Gather a class's statistics from its real images, and store them."""
     seed = seeds.derive(job.config.seed, "statistics", label)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ld3m.config import ResolvedSampleConfig, SampleConfig, one_of
 from ld3m.config.sample import resolve
 from ld3m.data import Dataset
-from ld3m.errors import ConfigError, DataError
+from ld3m.errors import CheckpointError, ConfigError, DataError
 from ld3m.evaluation.finish import check_protocol
 from ld3m.priors import ExecutionConfig, Prior, StyleGAN, load_prior
 from ld3m.priors.classes import match_classes
@@ -75,6 +75,8 @@ class SampleJob(Run):
                 )
             return None
         tensors, stored = load_tensors(path)
+        if tensors.keys() != {"mean", "std"}:
+            raise CheckpointError(f"{path} holds no statistics of a class, mean and std, but {sorted(tensors)[:5]}")
         changed = [f"{k} {stored.get(k)!r} → {v!r}" for k, v in about.items() if stored.get(k) != v]
         if changed:
             own = stored.get("images", about["images"])

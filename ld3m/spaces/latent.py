@@ -119,8 +119,11 @@ class LatentSetup(DiffusionSetup):
     def check(self, config: ResolvedDistillConfig, prior: Prior) -> None:
         if config.latent_size is None:
             prior.require_resolution(config.resolution)
+        latent_size = config.latent_size or config.resolution // prior.downsample
         if self.has_chain:
-            check_latent_size(config.latent_size or config.resolution // prior.downsample, prior)
+            check_latent_size(latent_size, prior)
+        else:
+            _check_norms(latent_size, prior, has_chain=False)
         super().check(config, prior)
 
     def plan(self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> Plan:
@@ -156,6 +159,23 @@ def check_latent_size(latent_size: int, prior: Prior) -> None:
             f"{prior.name} takes latents whose side is a multiple of {prior.latent_multiple}, got {latent_size}; "
             f"choose a resolution divisible by {prior.latent_multiple * prior.downsample}, or latent_size"
         )
+    _check_norms(latent_size, prior, has_chain=True)
+
+
+def _check_norms(latent_size: int, prior: Prior, *, has_chain: bool) -> None:
+    """Raise where a norm of a network would see a single value a group, of which it leaves nothing."""
+    decoder = prior.first_stage.config
+    seen = [(decoder, latent_size, decoder.block_out_channels[-1])]  # the innermost part of the first stage
+    if has_chain:
+        config = prior.denoiser.config
+        levels = enumerate(config.block_out_channels if "block_out_channels" in config else ())
+        seen += [(config, -(-latent_size // 2**level), channels) for level, channels in levels]
+    for config, side, channels in seen:
+        if side == 1 and channels == config.norm_num_groups:
+            raise ConfigError(
+                f"{prior.name} normalizes each channel by its own values, of which latents of {latent_size} × "
+                f"{latent_size} leave one; choose a larger latent_size or resolution"
+            )
 
 
 class _Recomputed(torch.autograd.Function):

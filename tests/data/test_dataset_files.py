@@ -12,6 +12,7 @@ from ld3m.errors import DataError
 from tests.data.pictures import encoded
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3), np.uint8)
+OTHERS = np.random.default_rng(1).integers(0, 255, (6, 8, 8, 3), np.uint8)
 LABELS = np.arange(12) % 3
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
 
@@ -31,7 +32,7 @@ def _images(data):
 @pytest.mark.parametrize("column", [False, True])
 def test_npz_with_splits(tmp_path, names, column):
     labels = LABELS[:, None] if column else LABELS
-    np.savez(tmp_path / "set.npz", **dict(zip(names, (PIXELS, labels, PIXELS[:6], labels[:6]), strict=True)))
+    np.savez(tmp_path / "set.npz", **dict(zip(names, (PIXELS, labels, OTHERS, labels[:6]), strict=True)))
     data = load(tmp_path / "set.npz", resolution=8)
     assert (_images(data) == PIXELS).all()
     assert data.train.labels.tolist() == LABELS.tolist()
@@ -58,8 +59,8 @@ def hub():
     return pytest.importorskip("datasets")
 
 
-def _rows(hub, data=None, typed=True):
-    cells = [{"bytes": encoded(k, side=8) if data is None else data, "path": None} for k in range(12)]
+def _rows(hub, data=None, typed=True, first=0):
+    cells = [{"bytes": encoded(first + k, side=8) if data is None else data, "path": None} for k in range(12)]
     kind = hub.Image() if typed else {"bytes": hub.Value("binary"), "path": hub.Value("string")}
     features = hub.Features({"image": kind, "label": hub.ClassLabel(names=["x", "y", "z"])})
     return hub.Dataset.from_dict({"image": cells, "label": LABELS.tolist()}, features=features)
@@ -73,7 +74,7 @@ def test_saved_and_parquet_files_equal_the_object(hub, tmp_path, typed):
     rows.to_parquet(tmp_path / "one.parquet")
     (tmp_path / "many/data").mkdir(parents=True)
     rows.to_parquet(tmp_path / "many/data/train-00000-of-00001.parquet")
-    rows.select(range(6)).to_parquet(tmp_path / "many/data/test-00000-of-00001.parquet")
+    _rows(hub, typed=typed, first=12).select(range(6)).to_parquet(tmp_path / "many/data/test-00000-of-00001.parquet")
     for path in ("saved", "one.parquet"):
         found = load(tmp_path / path, resolution=8, holdout=0)
         assert torch.equal(found.train.images, wanted.train.images)
@@ -113,7 +114,7 @@ def test_classes_in_another_order_are_mapped_by_name(hub):
     train = _rows(hub)
     names = ["z", "x", "y"]
     features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=names)})
-    cells = [{"bytes": encoded(k, side=8), "path": None} for k in range(12)]
+    cells = [{"bytes": encoded(k + 12, side=8), "path": None} for k in range(12)]
     test = hub.Dataset.from_dict({"image": cells, "label": [names.index("xyz"[k]) for k in LABELS]}, features=features)
     data = load({"train": train, "test": test}, resolution=8)
     assert data.test.labels.tolist() == LABELS.tolist()

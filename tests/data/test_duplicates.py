@@ -2,7 +2,9 @@
 
 from io import BytesIO
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ld3m.data import load
@@ -76,3 +78,129 @@ def test_one_picture_in_several_classes_is_said(tmp_path, caplog):
         (tmp_path / name / "notfound.png").write_bytes(encoded("none"))
     load(tmp_path, resolution=16, holdout=0)
     assert "1 train images stand in several classes, the first in 'cat', 'dog'" in caplog.text
+
+
+def _picture(seed, side=32):
+    return Image.open(BytesIO(encoded(seed, side=side))).convert("RGB")
+
+
+def _again(picture):
+    """The same picture saved again: nearly the same pixels."""
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return Image.open(BytesIO(buffer.getvalue())).convert("RGB")
+
+
+def _splits(copied):
+    """Pictures and labels of 12 for training, of which 2 are copies by `copied`, and 6 for testing."""
+    test = [_picture(("test", k)) for k in range(6)]
+    train = [_picture(("train", k)) for k in range(10)] + [copied(test[1]), copied(test[4])]
+    return (train, [k % 2 for k in range(12)]), (test, [k % 2 for k in range(6)])
+
+
+def _array(pictures):
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+class Pairs:
+    def __init__(self, pictures, labels):
+        self.rows = list(zip(pictures, labels, strict=True))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        return self.rows[k]
+
+
+def _tensors(train, test, folder):
+    return {
+        name: (torch.from_numpy(_array(pictures)).permute(0, 3, 1, 2), torch.tensor(labels))
+        for name, (pictures, labels) in (("train", train), ("test", test))
+    }
+
+
+def _datasets(train, test, folder):
+    hub = pytest.importorskip("datasets")
+    features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=["a", "b"])})
+    found = {}
+    for name, (pictures, labels) in (("train", train), ("test", test)):
+        cells = []
+        for picture in pictures:
+            picture.save(buffer := BytesIO(), "PNG")
+            cells.append({"bytes": buffer.getvalue(), "path": None})
+        found[name] = hub.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    return found
+
+
+def _parquet(train, test, folder):
+    for name, rows in _datasets(train, test, folder).items():
+        rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def _saved(train, test, folder):
+    hub = pytest.importorskip("datasets")
+    hub.DatasetDict(_datasets(train, test, folder)).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def _npz(train, test, folder):
+    arrays = {"x_train": _array(train[0]), "y_train": train[1], "x_test": _array(test[0]), "y_test": test[1]}
+    np.savez(folder / "set.npz", **arrays)
+    return folder / "set.npz"
+
+
+KINDS = {
+    "tensors": _tensors,
+    "map-style": lambda train, test, folder: {"train": Pairs(*train), "test": Pairs(*test)},
+    "datasets": _datasets,
+    "parquet": _parquet,
+    "save_to_disk": _saved,
+    "npz": _npz,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("copied", [lambda picture: picture, _again], ids=["exact", "near"])
+def test_copies_are_left_out_of_every_kind_of_source(kind, copied, tmp_path, caplog):
+    data = load(kind(*_splits(copied), tmp_path), resolution=32)
+    assert (len(data.train), len(data.test)) == (10, 6)
+    kept = [torch.from_numpy(_array([_picture(("train", k))])[0]).permute(2, 0, 1) for k in range(10)]
+    assert torch.equal(data.train.images, torch.stack(kept))
+    assert "2 of 12 training images are copies of test images" in caplog.text
+
+
+def test_copies_within_a_pair_that_is_split_here_are_left_out(caplog):
+    images = torch.from_numpy(_array([_picture(k % 10) for k in range(20)])).permute(0, 3, 1, 2)
+    data = load((images, torch.arange(20) // 2 % 2), resolution=32, holdout=0.2)
+    held = {image.numpy().tobytes() for image in data.test.images}
+    assert not held & {image.numpy().tobytes() for image in data.train.images}
+    assert "training images are copies of test images" in caplog.text
+
+
+def _digits(shift):
+    """Grey drawings of one shape, a level apart."""
+    base = torch.zeros(28, 28, dtype=torch.uint8)
+    base[4:24, 12:16] = 200
+    return torch.stack([(base + (base > 0) * (shift + k)).to(torch.uint8) for k in range(12)])
+
+
+def test_of_grey_arrays_the_same_bytes_count_alone(caplog):
+    """Digits are all alike: each "1" is nearly another's copy."""
+    noise = torch.randint(0, 256, (12, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, train = torch.arange(12) % 2, torch.where((torch.arange(12) % 4 == 0)[:, None, None], _digits(0), noise)
+    test = _digits(20)
+    assert len(load({"train": (train, labels), "test": (test, labels)}, resolution=28).train) == 12
+    test[3] = train[8]
+    assert len(load({"train": (train, labels), "test": (test, labels)}, resolution=28).train) == 11
+    assert "1 of 12 training images are copies of test images" in caplog.text
+    colored = [images[:, None].repeat(1, 3, 1, 1) for images in (train, test)]
+    colored[0][1, 0] += 1  # one picture with a color: photographs, of which near ones count
+    data = load({"train": (colored[0], labels), "test": (colored[1], labels)}, resolution=28)
+    assert len(data.train) == 9
+
+
+def test_published_sets_are_taken_as_they_are(monkeypatch):
+    monkeypatch.setattr("ld3m.data.sources.copies", None)
+    assert len(load("builtin", resolution=16).train) == 6000

@@ -69,6 +69,10 @@ ERRORS = {
     "no idx": (_replace("images-idx3", gzip.compress(b"text of a file")), "is not an IDX file of 3-dimensional uint8"),
     "short head": (_replace("images-idx3", gzip.compress(_idx(PIXELS)[:9])), "is not an IDX file"),
     "short": (_replace("images-idx3", gzip.compress(_idx(PIXELS)[:-1])), "should hold 15680 bytes .* holds 15679"),
+    "long": (_replace("images-idx3", gzip.compress(_idx(PIXELS) + bytes(2**26))), "should hold 15680 .* holds more"),
+    "endless sizes": (
+        _replace("images-idx3", gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3))), "holds 0; fetch",
+    ),
     "empty": (_replace("labels-idx1", gzip.compress(_idx(LABELS[:0]))), r"labels must have shape \(20,\).*got \(0,\)"),
     "no labels": (lambda folder: (folder / "train-labels-idx1-ubyte.gz").unlink(), "has no train-labels-idx1-ubyte.gz"),
     "fewer labels": (_replace("labels-idx1", gzip.compress(_idx(LABELS[:9]))), r"train labels must have shape \(20,\)"),

@@ -1,8 +1,12 @@
 """Decoding, conversion to RGB, resampling, and where the bytes are kept."""
 
 import io
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,6 +183,51 @@ def test_no_room_and_no_folder_for_the_cache_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(DataError, match=r"need 0.0 GiB in .* 0.0 GiB are free; name a folder with more room in cache="):
         allocate(2, 4, tmp_path)
+
+
+def test_the_room_that_is_asked_for_is_that_of_the_images(tmp_path, monkeypatch):
+    """2 images of 3 × 4 × 4 bytes: 96."""
+    for limit, kind in ((96, np.ndarray), (95, np.memmap)):
+        monkeypatch.setattr(pixels, "MEMMAP_BYTES", limit)
+        assert type(allocate(2, 4, tmp_path / "several" / "folders" / str(limit))) is kind
+    for free, is_enough in ((96, True), (95, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with nullcontext() if is_enough else pytest.raises(DataError, match="are free"):
+            assert allocate(2, 4, tmp_path).nbytes == 96
+
+
+_MAPPED = """
+import resource, sys
+from ld3m.data import pixels
+pixels.MEMMAP_BYTES = 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+assert pixels.allocate(1, 512, sys.argv[1]).sum() >= 0
+try:
+    pixels.allocate(2, 512, sys.argv[1])[:] = 1
+except pixels.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_a_map_that_there_is_no_room_for_is_an_error_and_no_signal(tmp_path):
+    """A sparse file would end in SIGBUS when the pages are written, and the limit of a file stands for a full disk."""
+    process = subprocess.run([sys.executable, "-c", _MAPPED, tmp_path], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert f"the images cannot be kept in {tmp_path} (" in process.stdout and "name another folder" in process.stdout
+
+
+def test_the_map_is_reserved_before_it_is_filled(tmp_path, monkeypatch):
+    reserved, memmap = [], np.memmap
+
+    def watched(file, *arguments, **options):
+        reserved.append(os.fstat(file.fileno()).st_blocks * 512)
+        return memmap(file, *arguments, **options)
+
+    monkeypatch.setattr(pixels, "MEMMAP_BYTES", 0)
+    monkeypatch.setattr(np, "memmap", watched)
+    allocate(5, 256, tmp_path)
+    assert reserved[0] >= 5 * 3 * 256 * 256
 
 
 def test_without_a_cache_the_folder_for_temporary_files_is_named_by_its_variable(tmp_path, monkeypatch):

@@ -151,3 +151,48 @@ def test_statistics_of_other_values_are_refused_and_moved_ones_serve(coloured, t
     save_tensors(path, {name: tensor + 0.5 for name, tensor in tensors.items()}, about)
     with pytest.raises(ConfigError, match=REFUSED.format("statistics")):
         sample("run", resume=True)
+
+
+@pytest.fixture
+def start_at(distill_small, tmp_path):
+    """Distil a set to start from into a folder of tmp_path; return the folder."""
+
+    def make(name, **settings):
+        return distill_small(
+            **{"iterations": 1, "steps": 1, "real_batch": 2, "width": 4, **settings}, out=tmp_path / name
+        ).path
+
+    return make
+
+
+@pytest.mark.parametrize("space", ["ld3m", "pixel"])
+def test_another_set_to_start_from_is_refused_and_a_moved_one_serves(space, go, start_at, tmp_path):
+    init, run = start_at("init"), {"space": space, "out": tmp_path / "run"}
+    images = go(init=init, **run).images
+    print_of = load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1]["init"]
+    assert print_of == ld3m.load(init).fingerprint()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["fingerprints"]["init"] == print_of
+    moved = init.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"init .+/init of the run is not there; if it was moved, .+ --init PATH"):
+        go(resume=True, **run)
+    assert torch.equal(go(init=moved, resume=True, **run).images, images)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["init"] == str(moved)
+    assert torch.equal(go(resume=True, **run).images, images)
+    shutil.rmtree(moved)
+    start_at("moved", seed=3)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    for settings in ({}, {"init": moved}, {"init": start_at("third", iterations=2)}):
+        with pytest.raises(ConfigError, match=REFUSED.format("init")):
+            go(resume=True, **run, **settings)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_run_that_began_elsewhere_is_not_gone_on_with_by_a_set(go, start_at, tmp_path):
+    """Nor the other way round."""
+    init = start_at("init")
+    go(out=tmp_path / "real")
+    with pytest.raises(ConfigError, match=r"these differ: init 'real' → .+/init', and the run has no fingerprint"):
+        go(out=tmp_path / "real", init=init, resume=True)
+    go(out=tmp_path / "given", init=init)
+    with pytest.raises(ConfigError, match=r"these differ: init .+/init.* → 'kmeans'"):
+        go(out=tmp_path / "given", init="kmeans", resume=True)

@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -142,3 +144,36 @@ def test_other_errors_are_not_swallowed(go, monkeypatch):
     run_out(monkeypatch, RuntimeError("shapes cannot be multiplied"), after=0)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         go()
+
+
+_LIMITED = """
+import logging, resource, sys, torch
+logging.basicConfig(format="%(message)s", level="INFO")
+torch.set_num_threads(1)
+import ld3m
+settings = {"prior": "builtin", "width": 16, "progress": False, "evaluate": "none", "steps": 3, "ipc": 2, "lr": 0.01}
+settings |= {"device": "cpu", "iterations": 1}
+warm = ld3m.distill("builtin", memory_budget="60MB", **settings)  # what is loaded and compiled once is there
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
+try:
+    result = ld3m.distill("builtin", **settings)
+    print("largest difference", float((result.latents - warm.latents).abs().max()))
+except ld3m.errors.MemoryBudgetError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+@pytest.mark.parametrize("mebibytes", [20, 55, 70, 90, 110])
+def test_a_job_that_its_process_has_no_room_for_is_planned_smaller(mebibytes):
+    """Under a limit of the system's, in a process of its own: its plan needs 140 MB."""
+    process = subprocess.run([sys.executable, "-c", _LIMITED, str(mebibytes)], capture_output=True, text=True)
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert "0.14 GB at most of the" in process.stderr
+    assert "out of memory in iteration 0; it is repeated with less" in process.stderr
+    if mebibytes == 20:
+        assert re.match(r"refused: cpu ran out of memory in iteration 0: .*the state before it is kept", process.stdout)
+    else:
+        assert float(process.stdout.split()[-1]) < 1e-4

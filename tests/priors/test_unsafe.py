@@ -69,6 +69,50 @@ def test_a_payload_in_a_plain_pickle_is_refused_and_not_run(checkpoint, marker, 
         file.load()
 
 
+def _in_a_zip(path, pickled, name="archive/data.pkl", method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(name, pickled)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", ["system", "eval", "import"])
+@pytest.mark.parametrize("container", ["plain", "zip"])
+def test_a_payload_of_any_protocol_is_refused_and_not_run(checkpoint, marker, protocol, kind, container):
+    file, pickled = checkpoint(), pickle.dumps({"state_dict": payloads(marker)[kind]}, protocol=protocol)
+    file.path.write_bytes(pickled) if container == "plain" else _in_a_zip(file.path, pickled)
+    with pytest.raises(CheckpointError, match=file.path.name):
+        file.load()
+
+
+PICKLES = {
+    "empty": b"",
+    "one byte": b"\x80",
+    "cut": pickle.dumps({"state_dict": [1.0] * 100}, protocol=2)[:50],
+    "cut of protocol 4": pickle.dumps({"state_dict": [1.0] * 100}, protocol=4)[:-1],
+    "no opcode": b"\x80\x02\xff\xff.",
+    "a number": pickle.dumps(3, protocol=2),
+    "a list": pickle.dumps([[], {}], protocol=0),
+    "nothing on the stack": b".",
+    "a mark alone": b"(.",
+    "an unknown persistent id": b"\x80\x02Pnosuch\n.",
+    "an unknown memo": b"\x80\x02h\x07.",
+    "a later protocol": b"\x80\x09N.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pickled", PICKLES.values(), ids=PICKLES)
+@pytest.mark.parametrize("container", ["plain", "zip", "deflated"])
+def test_a_pickle_of_something_else_is_one_line(checkpoint, pickled, container):
+    file = checkpoint()
+    method = zipfile.ZIP_DEFLATED if container == "deflated" else zipfile.ZIP_STORED
+    file.path.write_bytes(pickled) if container == "plain" else _in_a_zip(file.path, pickled, method=method)
+    with pytest.raises(CheckpointError, match=file.path.name) as error:
+        file.load()
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
 def test_a_payload_in_the_old_torch_format_is_refused_and_not_run(checkpoint, marker):
     file = checkpoint()
     content = {"state_dict": file.state, "x": payloads(marker)["system"]}

@@ -215,3 +215,73 @@ def test_rates_that_were_lowered_are_shown_with_those_used():
     ):
         with pytest.raises(CheckpointError, match=said):
             Report.from_json(json.dumps({**content, "protocol": protocol | {part: value}}))
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that was killed before its first checkpoint."""
+    with RunFolder(tmp_path / "run", resume=False, overwrite=False) as folder:
+        folder.start("some", DistillConfig(lr=0.5), "data")
+    (tmp_path / "run/metrics.jsonl").write_text('{"iteration": 0}\n')
+    return tmp_path / "run"
+
+
+CUTS = {
+    "at a line end": lambda whole: b"".join(whole.splitlines(True)[:9]),
+    "after the first line": lambda whole: whole.splitlines(True)[0],
+    "in a word": lambda whole: whole[: len(whole) // 2],
+    "in the last value": lambda whole: whole[:-3],
+    "empty": lambda whole: b"",
+    "garbled": lambda whole: whole[:20] + b"\xff\xfe" + whole[22:],
+    "edited": lambda whole: whole.replace(b"lr: 0.5", b"lr: 0.25"),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_settings_cut_before_the_first_checkpoint_say_what_to_do(cut, begun):
+    whole = (begun / "config.yaml").read_bytes()
+    (begun / "config.yaml").write_bytes(cut(whole))
+    said = r"config\.yaml .*(was cut or edited before the first checkpoint|Restore).*--overwrite"
+    with pytest.raises(ConfigError, match=said):
+        RunFolder(begun, resume=True, overwrite=False).stored(DistillConfig)
+    (begun / "config.yaml").write_bytes(whole)
+    RunFolder(begun, resume=True, overwrite=False).stored(DistillConfig)
+    (begun / "config.yaml").write_bytes(cut(whole))
+    with RunFolder(begun, resume=False, overwrite=True) as folder:  # as it says
+        folder.start("other", DistillConfig(lr=0.125), "data")
+    assert RunFolder(begun, resume=True, overwrite=False).stored(DistillConfig)[1].lr == 0.125
+    assert not (begun / "metrics.jsonl").exists()
+
+
+def test_settings_that_are_gone_say_what_to_do(begun):
+    (begun / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"run has lost its config\.yaml: restore it, or start again with --ov"):
+        RunFolder(begun, resume=True, overwrite=False)
+    with RunFolder(begun, resume=False, overwrite=True) as folder:
+        folder.start("other", DistillConfig(), "data")
+    RunFolder(begun, resume=True, overwrite=False)
+
+
+def test_settings_that_the_run_changes_itself_are_known(begun, monkeypatch):
+    """Also where it is killed between its two files."""
+    with RunFolder(begun, resume=True, overwrite=False) as folder:
+        folder.start("some", DistillConfig(lr=0.5), "data")
+        folder.prolong("some", DistillConfig(lr=0.5, iterations=7))
+    with RunFolder(begun, resume=True, overwrite=False) as folder:
+        folder.start("some", DistillConfig(lr=0.5, iterations=7), "data")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("ld3m.runs.folder.write_text", interrupt)
+            folder.prolong("some", DistillConfig(lr=0.5, iterations=9))
+    RunFolder(begun, resume=True, overwrite=False).stored(DistillConfig)
+
+
+def interrupt(*_args):
+    raise KeyboardInterrupt
+
+
+def test_the_settings_of_an_earlier_release_are_taken_as_they_are(begun):
+    marker = json.loads((begun / ".ld3m.json").read_text())
+    del marker["settings"]
+    (begun / ".ld3m.json").write_text(json.dumps(marker))
+    (begun / "config.yaml").write_bytes(CUTS["edited"]((begun / "config.yaml").read_bytes()))
+    assert RunFolder(begun, resume=True, overwrite=False).stored(DistillConfig)[1].lr == 0.25

@@ -15,6 +15,7 @@ from ld3m.config import DistillConfig, SampleConfig, to_yaml
 from ld3m.errors import CheckpointError, ConfigError, Ld3mError
 from ld3m.runs import folder as runs
 from ld3m.runs.folder import RunFolder
+from ld3m.runs.marker import ALWAYS_STORED
 from ld3m.runtime import locks, storage
 from ld3m.runtime.rows import RowFile
 
@@ -238,7 +239,7 @@ USERS_FILES = {
     "no mapping": "- 1\n- 2\n",
     "nothing": "",
     "no YAML": "a: [",
-    "all settings and one more": "".join(f"{name}: 1\n" for name in (*sorted(runs._ALWAYS_STORED), "port")),
+    "all settings and one more": "".join(f"{name}: 1\n" for name in (*sorted(ALWAYS_STORED), "port")),
 }
 
 

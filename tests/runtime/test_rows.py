@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ld3m.errors import Ld3mError
+from ld3m.errors import CheckpointError, Ld3mError
 from ld3m.runtime.rows import RowFile
 from ld3m.runtime.storage import load_tensors
 
@@ -83,3 +83,37 @@ def test_names_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Ld3mError, match=r"could not write .*file/set"):
         RowFile(tmp_path / "file" / "set", SHAPES, ABOUT)
+
+
+def test_a_full_file_carries_its_digest(tensors, tmp_path):
+    path = tmp_path / "set"
+    fill(path, tensors).finish()
+    whole = path.read_bytes()
+    for at in (len(whole) - 1, len(whole) - 60, len(whole) - 200):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"damaged|not a whole safetensors file"):
+            load_tensors(path)
+
+
+def test_a_full_file_can_be_reopened(tensors, tmp_path):
+    path = tmp_path / "set"
+    rows = fill(path, tensors)
+    assert torch.equal(rows.read("images", 2, 3), tensors["images"][2:5])
+    assert torch.equal(rows.read("labels"), tensors["labels"])
+    parts = {rows.digest(first, 2, "images") for first in (0, 2, 4)}
+    rows.finish()
+    whole = path.read_bytes()
+    RowFile.reopen(path)
+    again = RowFile(path, SHAPES, ABOUT)
+    assert not again.is_new
+    assert {again.digest(first, 2, "images") for first in (0, 2, 4)} == parts and len(parts) == 3
+    again.finish()
+    assert path.read_bytes() == whole
+
+
+def test_a_class_may_be_named_as_the_digest_before_it_is_known(tensors, tmp_path):
+    rows = RowFile(tmp_path / "set", SHAPES, {"class_names": '["----------------"]', "config": "{}"})
+    for name, tensor in tensors.items():
+        rows.write(name, tensor)
+    rows.finish()
+    assert load_tensors(tmp_path / "set")[1]["class_names"] == '["----------------"]'

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import ld3m
 from ld3m.chain import reverse_chain
 from ld3m.config import DistillConfig, resolve
+from ld3m.errors import ConfigError
 from ld3m.memory import Plan
 from ld3m.spaces import LatentSpace, latent
 
@@ -191,3 +193,45 @@ def test_a_plan_changes_what_is_held_and_the_rest_of_the_chain_stays(tiny_prior,
     assert (rendering.retain, rendering.micro_batch, rendering.decoder_batch) == (0.25, 3, 2)
     rendering.render(torch.arange(4), (0,))
     assert (chains[0]["retain"], chains[0]["micro_batch"], chains[0]["steps"]) == (0.25, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("prior", "settings", "is_refused"),
+    [
+        ("random:tiny", {"latent_size": 1}, True),
+        ("random:tiny", {"latent_size": 1, "space": "autoencoder"}, True),
+        ("random:tiny", {"resolution": 2}, True),
+        ("random:tiny", {"latent_size": 2}, False),
+        ("builtin", {"latent_size": 1}, False),  # two channels a group
+        ("builtin", {"resolution": 4, "space": "autoencoder"}, False),
+        ("random:dit-tiny", {"latent_size": 2}, False),
+        ("random:dit-tiny", {"latent_size": 1}, True),
+    ],
+)
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_latents_of_one_value_are_refused_where_a_norm_leaves_nothing_of_it(
+    prior, settings, is_refused, micro_batch, coloured, monkeypatch
+):
+    """torch refuses such a norm where a single image comes alone, in the middle of a run."""
+    options = {"iterations": 1, "width": 4, "progress": False, "evaluate": "none"}
+    if "space" not in settings:
+        options |= {"steps": 1, "class_ids": (0, 1, 2), "guidance_scale": 1.0}
+    original = latent.plan_work
+
+    def planned(*args):
+        plan = original(*args)
+        return replace(plan, micro_batch=micro_batch, classes_in_flight=1, decoder_batch=micro_batch)
+
+    monkeypatch.setattr(latent, "plan_work", planned)
+    options = {"prior": prior, "resolution": 16, **options, **settings}
+    if is_refused:
+        with pytest.raises(ConfigError, match=r"of which latents of 1 × 1 leave one|multiple of 2, got 1"):
+            ld3m.distill(coloured, **options)
+    else:
+        assert ld3m.distill(coloured, **options).images.isfinite().all()
+
+
+def test_sampling_refuses_them_too(coloured):
+    settings = {"class_ids": (0, 1, 2), "steps": 2, "stop": 1, "evaluate": "none", "progress": False}
+    with pytest.raises(ConfigError, match="of which latents of 1 × 1 leave one; choose a larger latent_size or res"):
+        ld3m.sample_dataset(coloured, prior="random:tiny", resolution=2, **settings)
