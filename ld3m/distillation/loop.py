@@ -352,10 +352,11 @@ def _render(job: Job, groups: Sequence[Tensor]) -> Result:
     for rows, part in zip(groups, parts, strict=True):
         images[rows] = part
     tensors = {name: p.detach().cpu() for name, p in job.space.parameters.items() if name in PARAMETERS}
-    whole = {name: processes.gather_rows(t, job.rows) for name, t in {"images": images, **tensors}.items()}
+    found = {name: processes.gather_rows(t, job.rows) for name, t in {"images": images, **tensors}.items()}
     if processes.is_main():
         own = torch.arange(sum(map(len, job.rows)))
-        images, tensors = whole.pop("images"), whole
+        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+        images = tensors.pop("images")
     return Result(
         images=images,
         labels=own // config.ipc,

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ld3m.errors import ConfigError, ProcessError
 from ld3m.runtime.devices import is_out_of_memory
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 30.0  # minutes that one process waits for the others
 _SECONDS_IN_SILENCE = 60.0
 _T = TypeVar("_T")
-_store: dist.Store | None = None  # of the group that `start` made
+_store: Store | None = None  # of the group that `start` made
 _num_alone = 0
 
 
@@ -219,8 +221,8 @@ def start(minutes: float = TIMEOUT) -> bool:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, num_local)))
     timeout = timedelta(minutes=minutes)
     try:
-        _store, own, count = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        group = dist.PrefixStore("ld3m/group", _store)
+        _store, own, count = next(iter(rendezvous("env://", timeout=timeout)))
+        group = PrefixStore("ld3m/group", _store)
         dist.init_process_group(backend, store=group, rank=own, world_size=count, timeout=timeout)
     except (RuntimeError, OSError) as error:
         raise ProcessError(f"the processes could not find each other ({_first_line(error)}); {_LOST}") from error
