@@ -31,3 +31,7 @@ class MemoryBudgetError(Ld3mError, RuntimeError):
 
 class BackendError(Ld3mError, RuntimeError):
     """A kernel backend that was asked for by name cannot take these inputs."""
+
+
+class ProcessError(Ld3mError, RuntimeError):
+    """Another process of the run has ended, or does not answer; what was kept before it is whole."""

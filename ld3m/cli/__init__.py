@@ -7,6 +7,7 @@ import sys
 from dataclasses import MISSING, fields
 
 from ld3m import __version__
+from ld3m.cli import processes
 from ld3m.cli.commands import Command, one_line
 from ld3m.cli.completion import CompletionCommand
 from ld3m.cli.doctor import DoctorCommand
@@ -15,6 +16,7 @@ from ld3m.cli.export import ExportCommand
 from ld3m.cli.form import is_positional
 from ld3m.cli.info import InfoCommand
 from ld3m.cli.interrupts import Interrupts
+from ld3m.cli.processes import complain
 from ld3m.cli.run import DistillCommand, SampleCommand, SelectCommand
 from ld3m.cli.streams import Messages, drop_output, open_streams
 from ld3m.cli.training import ExpertsCommand, PriorTrainCommand, TeacherCommand
@@ -62,7 +64,8 @@ def _run(argv: list[str]) -> int:
         except Exception:  # what a library made of an interrupt
             if not interrupts.has_come:
                 raise
-        print("\ninterrupted", file=sys.stderr)
+        if processes.speaks():
+            print("\ninterrupted", file=sys.stderr)
         return interrupts.status
 
 
@@ -104,7 +107,12 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"ld3m: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    COMMANDS[name][0].call(argv[1:], f"ld3m {name}")
+    command = COMMANDS[name][0]
+    if processes.is_one_of_several() and not command.is_shared:
+        complain(f"ld3m: error: ld3m {name} runs in one process; start it without torchrun")
+        return 2
+    with processes.joined(argv):
+        command.call(argv[1:], f"ld3m {name}")
     return 0
 
 
@@ -132,7 +140,7 @@ class _Plain(logging.Formatter):
 
 
 def _fail(message: str) -> int:
-    print(f"ld3m: error: {one_line(message)}", file=sys.stderr)
+    complain(f"ld3m: error: {one_line(message)}")
     return 2
 
 

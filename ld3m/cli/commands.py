@@ -3,14 +3,14 @@
 import contextlib
 import io
 import re
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import tyro
 
 from ld3m.cli.form import read_command
+from ld3m.cli.processes import complain
 from ld3m.errors import ConfigError
 
 Positional = tyro.conf.Positional
@@ -19,7 +19,12 @@ Flat = tyro.conf.OmitArgPrefixes  # a nested dataclass whose options stand besid
 
 @dataclass(frozen=True)
 class Command:
-    """Base of the commands: the docstring of each is its help, `execute` does it."""
+    """Base of the commands: the docstring of each is its help, `execute` does it.
+
+    `is_shared` says whether several processes may do it together.
+    """
+
+    is_shared: ClassVar[bool] = False
 
     @classmethod
     def call(cls, argv: list[str], prog: str) -> None:
@@ -49,7 +54,7 @@ def parse(kind: type[_Kind], argv: list[str], prog: str, default: _Kind | None =
             lines = [" ".join(_FRAME.sub(" ", line).split()) for line in said.getvalue().splitlines()]
             told = " ".join(line for line in lines if line and line not in _TITLES)
             told = re.sub(r" Argument helptext:.*(?= For full helptext)", ";", told)
-            print(f"ld3m: error: {one_line(told) or f'{prog} takes no such option'}", file=sys.stderr)
+            complain(f"ld3m: error: {one_line(told) or f'{prog} takes no such option'}")
         raise
 
 

@@ -13,6 +13,8 @@ from ld3m.errors import ConfigError
 class EvaluateCommand(Command):
     """Train networks from scratch on a small set and on real images of the same number, and compare."""
 
+    is_shared = True
+
     set: Positional[str]
     """Output folder of a run; or a set of anybody's: folder or zip of a folder for each class, .safetensors, .pt or
     .npz of images and labels, hf:NAME."""

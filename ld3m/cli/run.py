@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ld3m.cli.commands import Command, Flat, Positional, parse
+from ld3m.cli.processes import is_one_of_several, launcher, speaks
 from ld3m.config import DistillConfig, SampleConfig, SelectConfig, SetConfig, build, read_yaml
-from ld3m.errors import ConfigError
+from ld3m.errors import ConfigError, ProcessError
 
 if TYPE_CHECKING:
     from ld3m.runs.result import Result
@@ -32,6 +33,8 @@ class RunCommand(Command):
     """YAML of settings; options on the command line win over it."""
     quiet: bool = False
     """No progress bars."""
+    timeout: float = 30.0
+    """Minutes that one of several processes waits for the others."""
     data: Positional[str | None] = None
     """Folder or zip of images, one folder per class; "builtin" when not given."""
     settings: Flat[SetConfig] = field(default_factory=SetConfig)
@@ -60,7 +63,7 @@ class RunCommand(Command):
         said = {name: now for name, (now, before) in pairs.items() if now != before}
         data = parsed.data or stored_data or "builtin"
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        out = parsed.out or Path("runs") / f"{Path(data).stem}-{parsed.method}-{stamp}"
+        out = parsed.out or _common(Path("runs") / f"{Path(data).stem}-{parsed.method}-{stamp}")
         parsed.make(data, out, said if parsed.resume else file | said, prog)
 
     def make(self, data: str, out: Path, settings: dict[str, Any], prog: str) -> None:
@@ -72,9 +75,10 @@ class RunCommand(Command):
         options = {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
         try:
             result = self.function()(data, out=out, **options, **settings)
-        except KeyboardInterrupt:
-            if settings_path(out).is_file():
-                print(f"\ngo on with: {prog} --out {shlex.quote(str(out))} --resume", file=sys.stderr)
+        except (KeyboardInterrupt, ProcessError):
+            if settings_path(out).is_file() and speaks():
+                again = f"{launcher(prog)} --out {shlex.quote(str(out))} --resume"
+                print(f"\ngo on with: {again}", file=sys.stderr)
             raise
         print(f"\n{len(result.labels)} images of {len(result.class_names)} classes in {out}")
         if (out / EVALUATION).is_file():
@@ -84,6 +88,8 @@ class RunCommand(Command):
 @dataclass(frozen=True)
 class DistillCommand(RunCommand):
     """Distil a data set into a few synthetic images per class."""
+
+    is_shared = True
 
     settings: Flat[DistillConfig] = field(default_factory=DistillConfig)
 
@@ -101,6 +107,8 @@ class DistillCommand(RunCommand):
 @dataclass(frozen=True)
 class SampleCommand(RunCommand):
     """Sample a few images per class from a prior, by statistics of the real images (D3HR)."""
+
+    is_shared = True
 
     settings: Flat[SampleConfig] = field(default_factory=SampleConfig)
 
@@ -130,6 +138,15 @@ class SelectCommand(RunCommand):
         from ld3m.sampling.selected import select
 
         return select
+
+
+def _common(out: Path) -> Path:
+    """Return the folder that the main process names: its name has the time in it."""
+    if not is_one_of_several():
+        return out
+    from ld3m.runtime import processes
+
+    return processes.from_main(lambda: out)
 
 
 def _base_settings(argv: list[str]) -> tuple[dict[str, object], str | None]:

@@ -46,6 +46,8 @@ class Reading:
 class ExpertsCommand(Command):
     """Train expert trajectories for trajectory matching and store them as safetensors."""
 
+    is_shared = True
+
     out: Path
     """Folder of the trajectories; those that are there already are kept."""
     data: Positional[str] = "builtin"
@@ -107,6 +109,8 @@ class TeacherCommand(Command):
 @dataclass(frozen=True)
 class PriorTrainCommand(Command):
     """Train a latent diffusion model on your own images: a KL first stage, then a class-conditional U-Net."""
+
+    is_shared = True
 
     out: Path
     """Folder of the training; the prior itself goes to OUT/prior."""

@@ -20,7 +20,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "glad": ("layer", "lr_codes"),
         "images": ("holdout", "strict", "bit_range", "classes", "per_class", "per_class_seed", "prior_config"),
-        "machine": ("device", "dtype", "memory_budget", "retain", "compile", "attention", "cuda_graphs"),
+        "machine": (
+            "device", "dtype", "memory_budget", "retain", "classes_in_flight", "micro_batch", "decoder_batch",
+            "real_chunk", "compile", "attention", "cuda_graphs",
+        ),
     },
     "SampleConfig": {
         "main": (
@@ -73,6 +76,10 @@ DEFAULTS = {
     "experts": "they are trained first",
     "memory_budget": "0.8 of a GPU's, 0.25 of a computer's",
     "retain": "planned by the memory",
+    "DistillConfig.classes_in_flight": "planned by the memory",
+    "DistillConfig.micro_batch": "planned by the memory",
+    "DistillConfig.decoder_batch": "planned by the memory",
+    "DistillConfig.real_chunk": "planned by the memory",
     "compile": "True on a GPU",
     "cuda_graphs": "True on a GPU",
     "latent_size": "by the resolution",

@@ -93,6 +93,14 @@ class DistillConfig(RunConfig):
     the device's when not given."""
     retain: float | None = None
     """Fraction of the chain's evaluations whose activations are kept, 0 to 1; planned when not given."""
+    classes_in_flight: int | None = None
+    """Classes rendered and matched together (dc, dm), at most; planned when not given."""
+    micro_batch: int | None = None
+    """Images in the denoiser at once, at most; planned when not given."""
+    decoder_batch: int | None = None
+    """Images in the decoder at once, their activations recomputed; planned when not given."""
+    real_chunk: int | None = None
+    """Real images in the matched network at once; planned when not given."""
     compile: bool | None = None
     """torch.compile of the matching losses, which takes minutes the first time; on a GPU when not given."""
     attention: Literal["auto", "sdpa", "xformers", "bmm"] = "auto"
@@ -126,7 +134,7 @@ class ResolvedDistillConfig(DistillConfig):
     """Settings of a distillation of which nothing is left open that every run needs; `resolve` makes them.
 
     Open stay what a space or a network has no use for (layer, lr_codes, latent_size, width), what the data say
-    (class_ids, holdout, and which of them are used), and retain, which is planned when the data are known.
+    (class_ids, holdout, and which of them are used), and what is planned when they are known (retain to real_chunk).
     """
 
     resolution: int = field(default_factory=unset)
@@ -149,6 +157,7 @@ class ResolvedDistillConfig(DistillConfig):
 _COUNTS = (
     "iterations", "steps", "latent_size", "width", "real_batch", "num_experts",
     "expert_training_epochs", "expert_epochs", "max_start_epoch", "student_steps",
+    "classes_in_flight", "micro_batch", "decoder_batch", "real_chunk",
 )  # fmt: skip
 
 

@@ -93,6 +93,10 @@ class DistillKeywords(RunKeywords, total=False):
     unroll: Literal["exact", "tesla"]
     memory_budget: str | int | None
     retain: float | None
+    classes_in_flight: int | None
+    micro_batch: int | None
+    decoder_batch: int | None
+    real_chunk: int | None
     compile: bool | None
     attention: Literal["auto", "sdpa", "xformers", "bmm"]
     cuda_graphs: bool | None

@@ -21,7 +21,7 @@ from ld3m.config import check_above_zero
 from ld3m.data import Dataset
 from ld3m.errors import CheckpointError, ConfigError, InputError, NumericsError
 from ld3m.matching import dsa
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.progress import progress_bar
@@ -75,13 +75,19 @@ def train_experts(
     metadata = _describe(plan, network, **size) | {key: str(value) for key, value in recipe.items()}
 
     files = [Path(folder) / f"expert-{index:05d}.safetensors" for index in range(num_experts)]
-    with owning(Path(folder)):
+
+    def find() -> dict[int, Path]:
         sweep(Path(folder))
-        missing = {index: file for index, file in enumerate(files) if not file.exists()}
+        return {index: file for index, file in enumerate(files) if not file.exists()}
+
+    with owning(Path(folder)) if processes.is_main() else contextlib.nullcontext():
+        missing = processes.from_main(find, "look for experts")
         for file in files:
             if file.exists():
                 _check(file, plan, metadata)
         logger.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
+        own = processes.share(list(missing), processes.rank(), processes.world_size())
+        missing = {index: missing[index] for index in own}
         with progress_bar(name="experts", total=len(missing) * epochs, unit="epoch", show=progress) as bar:
             for index, file in missing.items():
                 generator = seeds.generator(seed, "expert", index)
@@ -96,6 +102,7 @@ def train_experts(
                 if not all(bool(tensor.isfinite().all()) for tensor in _snapshot(expert, 0).values()):
                     raise NumericsError(f"expert {index} diverged: its weights are not finite; lower lr, which is {lr}")
                 save_tensors(file, tensors, metadata)
+        processes.gather(None, "train their experts")
     return files
 
 

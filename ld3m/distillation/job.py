@@ -1,18 +1,21 @@
 """The job of a distillation: everything an iteration needs, checked before the first second of work."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ld3m import networks
 from ld3m.chain.schedule import INJECTIONS, SCHEDULES
 from ld3m.config import INITS, DistillConfig, ResolvedDistillConfig, SelectConfig, one_of, resolve
 from ld3m.data import Dataset
 from ld3m.distillation.experts import Experts, load_experts, train_experts
-from ld3m.distillation.objectives import ClassMatching, Objective, TrajectoryMatching
+from ld3m.distillation.objectives import ClassMatching, Objective, TrajectoryMatching, groups_of, rows_of
 from ld3m.errors import ConfigError
 from ld3m.evaluation.finish import check_protocol
 from ld3m.evaluation.measuring import Judges, easiest, open_teacher
@@ -22,7 +25,8 @@ from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
 from ld3m.runs.result import load
-from ld3m.spaces import Space, setup_of
+from ld3m.runtime import processes
+from ld3m.spaces import Space, keep_rows, setup_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,13 @@ class Job(Run):
     space: Space
     plan: Plan | None
     real: Dataset  # what is distilled: the data, or the part of it that is kept
+    rows: tuple[Tensor, ...] = ()  # of each process, which the spaces hold
+    path: Path | None = None  # of the folder, in every process
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of this process, where classes are matched."""
+        return self.rows[processes.rank()][:: self.config.ipc] // self.config.ipc
 
     def ended(self) -> Run:
         """Return the run without what it has on the device."""
@@ -64,27 +75,51 @@ def prepare(
     config = resolve(replace(asked, cuda_graphs=has_graphs), prior.native_resolution, num_layers)
     networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
     check_protocol(config.evaluate, config.resolution)
+    _check_shared(config)
     setup.check(config, prior)
     dataset = opening.load_data(config)
     dataset.train.require_per_class(config.ipc, "--ipc")
     judges = None if config.keep is None else _judges(config, dataset, folder, device, progress)
     real = dataset if config.keep is None or judges is None else easiest(dataset, judges, config.keep)
     real.train.require_per_class(config.ipc, f"--keep {config.keep:g} and --ipc" if config.keep else "--ipc")
-    experts = None if LOSSES[config.algorithm].is_streamed else _check_experts(config, real, folder)
-    plan = setup.plan(config, prior, real)
+    experts = None if LOSSES[config.algorithm].is_streamed else _check_experts(config, real, opening.path)
+    own_plan = None
+
+    def make_plan() -> Plan | None:
+        nonlocal own_plan
+        own_plan = _cut(setup.plan(config, prior, real), config, real)
+        return None if own_plan is None else replace(own_plan, planner=None)
+
+    plan = processes.from_main(make_plan, "plan the memory")
+    plan = own_plan if processes.is_main() else plan
     if plan is not None:
         logger.info("%s", plan)
-        config = replace(config, retain=plan.retain)
+        config = replace(
+            config,
+            retain=plan.retain,
+            micro_batch=plan.micro_batch,
+            decoder_batch=plan.decoder_batch,
+            real_chunk=plan.real_chunk,
+        )
+    in_flight = _classes_in_flight(config, plan, real)
+    if LOSSES[config.algorithm].is_streamed and (plan is not None or processes.world_size() > 1):
+        config = replace(config, classes_in_flight=in_flight)
+    rows = _shares(config, real, in_flight)
     space = setup.build(config, prior, real, plan, device)
-    if folder is not None:
-        given = judges.given.digest if judges is not None and judges.given is not None else None
-        init = None if config.init in INITS else load(config.init).fingerprint()
-        others = {"experts": None if experts is None else experts.fingerprint(), "teacher": given, "init": init}
-        sources = sources_of(prior, **others)
-        folder.start(opening.data_name, config, dataset.fingerprint, sources)
-        if judges is not None:
-            judges.keep(folder.path)
-    return Job(config, opening.data_name, dataset, folder, device, space, plan, real)
+    if len(rows) > 1:
+        keep_rows(space, rows[processes.rank()])
+
+    def start() -> None:
+        if folder is not None:
+            given = judges.given.digest if judges is not None and judges.given is not None else None
+            init = None if config.init in INITS else load(config.init).fingerprint()
+            others = {"experts": None if experts is None else experts.fingerprint(), "teacher": given, "init": init}
+            folder.start(opening.data_name, config, dataset.fingerprint, sources_of(prior, **others))
+            if judges is not None:
+                judges.keep(folder.path)
+
+    processes.from_main(start, "begin the run's folder")
+    return Job(config, opening.data_name, dataset, folder, device, space, plan, real, rows, opening.path)
 
 
 def _judges(
@@ -94,6 +129,79 @@ def _judges(
     asked = SelectConfig(by="easy", seed=config.seed)
     stored = folder.path if folder is not None and folder.is_resumed else None
     return Judges(dataset, asked, device, open_teacher(config.teacher, dataset), stored, progress)
+
+
+def _check_shared(config: ResolvedDistillConfig) -> None:
+    """Refuse several processes where a class's draws depend on the classes before it, or a teacher is trained."""
+    if processes.world_size() > 1 and config.keep is not None:
+        raise ConfigError("keep measures all images by one teacher, in one process; start one, or leave keep out")
+    network = networks.blueprint(config.network, num_classes=10, resolution=config.resolution, width=config.width)
+    is_drawing = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in network.modules())
+    if processes.world_size() > 1 and is_drawing and LOSSES[config.algorithm].is_streamed:
+        raise ConfigError(
+            f"{config.network} has dropout, whose masks follow from all classes in their order: that is not shared out "
+            "over processes; choose another network, or start one process"
+        )
+
+
+def _cut(plan: Plan | None, config: ResolvedDistillConfig, dataset: Dataset) -> Plan | None:
+    """Return the plan within what the settings say, and with work for every process."""
+    if plan is None:
+        return None
+    images, count = config.micro_batch, processes.world_size()
+    classes = _classes_in_flight(config, plan, dataset)
+    if count > 1 and not LOSSES[config.algorithm].is_streamed:
+        classes, most = plan.classes_in_flight, math.ceil(dataset.train.num_classes * config.ipc / count)
+        images = min(images or most, most)
+    return plan.cut(classes=classes, images=images, decoded=config.decoder_batch, real=config.real_chunk)
+
+
+def _classes_in_flight(config: ResolvedDistillConfig, plan: Plan | None, dataset: Dataset) -> int:
+    """Return how many classes are rendered together at most.
+
+    Raises:
+        ConfigError: that leaves a process without any.
+    """
+    num_classes, count = dataset.train.num_classes, processes.world_size()
+    planned = num_classes if plan is None else plan.classes_in_flight
+    size = min(config.classes_in_flight or planned, planned)
+    if not LOSSES[config.algorithm].is_streamed:
+        num_units, remedy = num_classes * config.ipc, ""
+    elif config.classes_in_flight is None and len(_groups(config, dataset, size)) < count:
+        size, num_units, remedy = max(1, num_classes // count), num_classes, ""
+    else:
+        num_units = len(_groups(config, dataset, size))
+        remedy = ", or a new run with a smaller --classes-in-flight" if size > 1 else ""
+    if num_units < count:
+        raise ConfigError(
+            f"{count} processes share {num_units} groups of classes or images; start at most {num_units}{remedy}"
+        )
+    return size
+
+
+def _groups(config: ResolvedDistillConfig, dataset: Dataset, in_flight: int) -> list[Tensor]:
+    sizes = torch.bincount(dataset.train.labels, minlength=dataset.train.num_classes)
+    return groups_of(sizes.clamp(max=config.real_batch).tolist(), in_flight)
+
+
+def _shares(config: ResolvedDistillConfig, dataset: Dataset, in_flight: int) -> tuple[Tensor, ...]:
+    """Return the rows of each process: whole groups of classes, or blocks of whole micro-batches of images."""
+    count, num_classes = processes.world_size(), dataset.train.num_classes
+    if not LOSSES[config.algorithm].is_streamed:
+        rows, batch = torch.arange(num_classes * config.ipc), config.micro_batch or 1
+        edges = [min(round(k * len(rows) / batch / count) * batch, len(rows)) for k in range(count)] + [len(rows)]
+        if min(high - low for low, high in pairwise(edges)) == 0:
+            edges = [k * len(rows) // count for k in range(count + 1)]
+        return tuple(rows[low:high] for low, high in pairwise(edges))
+    sizes = torch.bincount(dataset.train.labels, minlength=num_classes).clamp(max=config.real_batch)
+
+    def cost(group: Tensor) -> float:
+        rendered = len(group) * config.ipc * (config.steps + 1)
+        return 3 * rendered + float(sizes[group].sum())
+
+    groups = _groups(config, dataset, in_flight)
+    parts = (torch.cat(processes.share(groups, index, count, cost)).sort().values for index in range(count))
+    return tuple(rows_of(part, config.ipc) for part in parts)
 
 
 def _check_names(config: DistillConfig) -> None:
@@ -117,16 +225,15 @@ def objective_of(job: Job, progress: bool) -> Objective:
     """Build the matching objective; for trajectories without `experts`, train them first."""
     config, dataset = job.config, job.real
     if LOSSES[config.algorithm].is_streamed:
-        in_flight, chunk = dataset.train.num_classes, None
-        if job.plan is not None:
-            in_flight, chunk = job.plan.classes_in_flight, job.plan.real_chunk
-        options = {"classes_in_flight": in_flight, "real_chunk": chunk, "device": job.device}
+        in_flight, chunk = config.classes_in_flight or dataset.train.num_classes, config.real_chunk
+        options = {"classes_in_flight": in_flight, "real_chunk": chunk, "device": job.device, "labels": job.labels}
         return ClassMatching(job.space, dataset, config, **options)
     experts = _open_experts(config.experts or _train_experts(job, progress), config, dataset)
-    return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device)
+    counts = [len(rows) for rows in job.rows]
+    return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device, counts=counts)
 
 
-def _check_experts(config: ResolvedDistillConfig, dataset: Dataset, folder: RunFolder | None) -> Experts | None:
+def _check_experts(config: ResolvedDistillConfig, dataset: Dataset, folder: Path | None) -> Experts | None:
     """Refuse experts that cannot serve before the run's folder is touched, and before any are trained.
 
     Returns:
@@ -159,8 +266,8 @@ def _open_experts(folder: str | Path, config: ResolvedDistillConfig, dataset: Da
 
 def _train_experts(job: Job, progress: bool) -> Path:
     """Train what the preset says under the run's folder, or reuse what an interrupted run left there."""
-    assert job.folder is not None  # else refused by `_check_experts`
-    folder = job.folder.path / "experts"
+    assert job.path is not None  # else refused by `_check_experts`
+    folder = job.path / "experts"
     train_experts(
         job.real,
         folder,

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +15,25 @@ from torch import Tensor
 from ld3m.config import DistillConfig
 from ld3m.config.keywords import DistillKeywords, keywords_of
 from ld3m.distillation.job import Job, objective_of, prepare
-from ld3m.distillation.objectives import Objective, rows_of
+from ld3m.distillation.objectives import Objective
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
+from ld3m.matching import LOSSES
 from ld3m.memory.plan import Plan, size_text
 from ld3m.runs.facts import measured
 from ld3m.runs.page import draw_curves
 from ld3m.runs.result import PARAMETERS, Result
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.progress import progress_bar, time_text
+from ld3m.runtime.signals import HeldBack
 
 logger = logging.getLogger(__name__)
 
 _MOMENTUM = 0.5
 _CHECKPOINT_SECONDS = 5.0
+_CHECKPOINT_SHARE = 20  # times what writing the last one took, at least, from one to the next
+_Line = tuple[dict[str, object], bool]  # for the metrics, and whether a checkpoint follows
 _BUDGET = "budget"  # in a checkpoint: what was planned with after memory ran out, so that a resumed run does the same
 
 
@@ -67,13 +72,14 @@ def distill(
     started = time.perf_counter()
     job = prepare(data, settings, out=out, resume=resume, overwrite=overwrite, progress=progress)
     with job.folder or nullcontext():
-        loop = _Loop(job, objective_of(job, progress))
+        objective = objective_of(job, progress)
+        loop = _Loop(job, objective)
         if loop.iteration < job.config.iterations:
             if job.folder is not None:
                 job.folder.prolong(job.data_name, job.config)
             loop.run(progress)
-        result = _render(replace(job, plan=loop.plan))
-        if job.folder is None:
+        result = _render(job, objective.groups)
+        if job.path is None:
             return result
         facts = measured(
             job.device,
@@ -83,15 +89,16 @@ def distill(
             iterations=job.config.iterations,
             plan=None if loop.plan is None else loop.plan.facts(),
         )
-        run, is_new = job.ended(), loop.seconds_per_iteration is not None
-        if is_new:
-            job.folder.drop_evaluations()
-        result.save(job.folder.path)
-        job.folder.forget_previous()
-        draw_curves(job.folder.path)
-        del job, loop  # what they have on the device, captured graphs among it, gives way to the evaluation
+        run, path, is_new = job.ended(), job.path, loop.seconds_per_iteration is not None
+        if job.folder is not None:
+            if is_new:
+                job.folder.drop_evaluations()
+            result.save(path)
+            job.folder.forget_previous()
+            draw_curves(path)
+        del job, loop, objective  # what they have on the device, captured graphs among it, gives way to the evaluation
         release_memory(run.device)
-        finish(run, facts, is_new=is_new, progress=progress)
+        finish(run, path, facts, is_new=is_new, progress=progress)
         return result
 
 
@@ -101,27 +108,44 @@ class _Loop:
     def __init__(self, job: Job, objective: Objective) -> None:
         self.job, self.objective, self.plan = job, objective, job.plan
         self.iteration, self.seconds_per_iteration = 0, None
+        self._signals = HeldBack(processes.world_size() > 1)
         rates = {"codes": job.config.lr_codes}
         learnt = {name: p for name, p in job.space.parameters.items() if p.requires_grad}
         groups = [(name, p, rates.get(name, job.config.lr)) for name, p in learnt.items()]
         groups += objective.parameters
+        self._is_shared = [LOSSES[job.config.algorithm].is_streamed, *(name in learnt for name, *_ in groups)]
         self.parameters = {name: parameter for name, parameter, _ in groups}
         self.optimizer = torch.optim.SGD(
             [{"params": [parameter], "lr": lr} for _, parameter, lr in groups], lr=job.config.lr, momentum=_MOMENTUM
         )
-        if job.folder is not None and job.folder.is_resumed and (stored := job.folder.load_checkpoint()) is not None:
-            self._restore(job.folder.path, *stored)
+        folder = job.folder
+        stored = processes.from_main(
+            lambda: folder.load_checkpoint() if folder is not None and folder.is_resumed else None, "read a checkpoint"
+        )
+        if stored is not None:
+            self._restore(job.path or Path(), *stored)
 
     def run(self, progress: bool) -> None:
         """Iterate to the end; whatever stops it, the last whole iteration is kept."""
+        with self._signals:
+            self._run(progress)
+
+    def _run(self, progress: bool) -> None:
         job, first, started = self.job, self.iteration, time.perf_counter()
         good, saved_at, second = self._state(), started, started
         last = job.config.iterations
         bar = progress_bar(range(first, last), "distilling", initial=first, total=last, show=progress, unit="it")
         self._say_what_comes(first)
+        is_alone = processes.world_size() == 1
+        has_ended_everywhere, patience = is_alone, _CHECKPOINT_SECONDS
         try:
             for iteration in bar:
-                line = self._iterate(iteration)
+                try:
+                    is_due = time.perf_counter() - saved_at > patience
+                    line, is_due = self._iterate(iteration, good, is_due=is_due)
+                except _EndedEverywhere as end:
+                    has_ended_everywhere = True
+                    raise end.reason from end.reason.__cause__
                 bar.set_postfix(loss=f"{line['loss']:.4g}")
                 if job.folder is not None:
                     job.folder.log(line)  # before the state counts: a line too many is dropped on resume
@@ -129,13 +153,16 @@ class _Loop:
                 if iteration == first + 1:  # the first one also pays for what is made once
                     self._say_how_long(time.perf_counter() - second, last - first - 2)
                 second = time.perf_counter()
-                if job.folder is not None and time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
-                    job.folder.save_checkpoint(self.iteration, good)
+                if is_due:
+                    writing = time.perf_counter()
+                    self._save(good)
                     saved_at = time.perf_counter()
+                    patience = max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * (saved_at - writing))
+            has_ended_everywhere = True
         finally:
             bar.close()
-            if job.folder is not None:
-                job.folder.save_checkpoint(self.iteration, good)
+            if has_ended_everywhere:  # else others are gone, and would be waited for
+                self._save(good)
         self.seconds_per_iteration = (time.perf_counter() - started) / (self.iteration - first)
 
     def _say_what_comes(self, first: int) -> None:
@@ -152,35 +179,54 @@ class _Loop:
         if left > 0:
             logger.info("about %s for %d more iterations of %.2g s", time_text(seconds * left), left, seconds)
 
-    def _iterate(self, iteration: int) -> dict[str, object]:
-        started = time.perf_counter()
-        loss = self._backward(iteration)
-        while loss is None:
-            self._plan_less(iteration)
-            loss = self._backward(iteration)
+    def _iterate(self, iteration: int, good: dict[str, Tensor] | None = None, *, is_due: bool = False) -> _Line:
+        """Do an iteration in all processes; again with less where memory runs out in one.
+
+        Args:
+            good: the state before it.
+            is_due: whether this process, if it is the main one, wants a checkpoint afterwards.
+
+        Raises:
+            _EndedEverywhere: it failed or was interrupted in one process, and ends in all.
+        """
+        started, names = time.perf_counter(), list(self.parameters)
+        while True:
+            values, error = self._signals.attempt(lambda: self._step(iteration))
+            if error is not None and is_out_of_memory(error, self.plan.peak_bytes if self.plan else 0):
+                logger.debug("iteration %d", iteration, exc_info=error)
+                error = MemoryError(str(error))  # without the traceback, which holds on to tensors
+            rows, error = processes.exchange([is_due, *(values or [0.0] * (1 + len(names)))], error)
+            if error is None:
+                break
+            if not isinstance(error, MemoryError):
+                raise _EndedEverywhere(error)
+            if values is not None and good is not None:
+                self._put_back(good)
+            try:
+                self._plan_less(iteration)
+            except MemoryBudgetError as refused:
+                raise _EndedEverywhere(refused) from None
+        loss, *norms = _combined([row[1:] for row in rows], self._is_shared)
+        line = {"iteration": iteration, "loss": loss}
+        line |= {f"grad_norm_{name}": norm for name, norm in zip(names, norms, strict=True)}
+        return {**line, "seconds": round(time.perf_counter() - started, 4)}, bool(rows[0][0])
+
+    def _step(self, iteration: int) -> list[float]:
+        """Step along the iteration's gradient, all of its draws anew; return the loss and each parameter's norm."""
+        self.optimizer.zero_grad()
+        with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
+            loss = self.objective.backward(iteration)
         norms = {f"grad_norm_{name}": _grad_norm(p) for name, p in self.parameters.items()}
         _require_finite({"loss": loss, **norms}, iteration)
         self.optimizer.step()
         self.job.space.project()
         _require_finite({name: float(p.detach().abs().max()) for name, p in self.parameters.items()}, iteration)
-        return {"iteration": iteration, "loss": loss, **norms, "seconds": round(time.perf_counter() - started, 4)}
-
-    def _backward(self, iteration: int) -> float | None:
-        """Compute the iteration's gradients, all of its draws anew, and its loss; None when memory runs out."""
-        self.optimizer.zero_grad()
-        try:
-            with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
-                return self.objective.backward(iteration)
-        except (RuntimeError, MemoryError, OSError) as error:
-            if not is_out_of_memory(error, self.plan.peak_bytes if self.plan else 0):
-                raise
-            logger.debug("iteration %d", iteration, exc_info=error)
-        return None
+        return [loss, *norms.values()]
 
     def _plan_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
         self.optimizer.zero_grad()
-        plan = None if self.plan is None else self.plan.smaller()
+        plan = self._planned(lambda: None if self.plan is None else self.plan.smaller())
         if plan is None:
             needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
             raise MemoryBudgetError(
@@ -191,6 +237,17 @@ class _Loop:
         logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
         self._apply_plan(plan)
         release_memory(self.job.device)
+
+    def _planned(self, make: Callable[[], Plan | None]) -> Plan | None:
+        """Return the plan that the main process makes, which alone keeps its planner."""
+        own: list[Plan | None] = []
+
+        def work() -> Plan | None:
+            own.append(make())
+            return None if own[0] is None else replace(own[0], planner=None)
+
+        plan = processes.from_main(work, "plan with less")
+        return own[0] if own else plan
 
     def _apply_plan(self, plan: Plan) -> None:
         self.plan = plan
@@ -206,6 +263,22 @@ class _Loop:
             state[_BUDGET] = torch.tensor(self.plan.budget_bytes)
         return state
 
+    def _save(self, state: dict[str, Tensor]) -> None:
+        """Keep a state, its rows gathered by the main process."""
+        whole = {name: processes.gather_rows(tensor, self.job.rows) for name, tensor in state.items()}
+        if self.job.folder is not None:
+            tensors = {name: tensor for name, tensor in whole.items() if tensor is not None}
+            self.job.folder.save_checkpoint(self.iteration, tensors)
+
+    @torch.no_grad()
+    def _put_back(self, state: dict[str, Tensor]) -> None:
+        """Undo a step that others could not do."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
+            self.optimizer.state.pop(parameter, None)
+            if (buffer := state.get(f"momentum/{name}")) is not None:
+                self.optimizer.state[parameter] = {"momentum_buffer": buffer.clone()}
+
     @torch.no_grad()
     def _restore(self, folder: Path, iteration: int, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -214,19 +287,43 @@ class _Loop:
                     f"the checkpoint in {folder} is damaged: its {name} holds NaN or infinite values; restore it from "
                     "a copy, or start again with --overwrite"
                 )
+        num_rows, own = sum(map(len, self.job.rows)), self.job.rows[processes.rank()]
         for name, parameter in self.parameters.items():
-            if name not in tensors or tensors[name].shape != parameter.shape:
+            shape = (num_rows, *parameter.shape[1:]) if parameter.ndim else ()
+            if name not in tensors or tensors[name].shape != shape:
                 raise CheckpointError(
-                    f"the checkpoint in {folder} has no {name} of shape {tuple(parameter.shape)}; the "
+                    f"the checkpoint in {folder} has no {name} of shape {shape}; the "
                     "data or prior changed since. Start again with --overwrite"
                 )
-            parameter.copy_(tensors[name])
-            if (buffer := tensors.get(f"momentum/{name}")) is not None and buffer.shape == parameter.shape:
-                self.optimizer.state[parameter] = {"momentum_buffer": buffer.to(parameter)}
-        if _BUDGET in tensors and tensors[_BUDGET].numel() == 1 and self.plan is not None:
-            self._apply_plan(self.plan.within(int(tensors[_BUDGET])))
+            parameter.copy_(tensors[name][own] if shape else tensors[name])
+            if (buffer := tensors.get(f"momentum/{name}")) is not None and buffer.shape == shape:
+                self.optimizer.state[parameter] = {"momentum_buffer": (buffer[own] if shape else buffer).to(parameter)}
+        if _BUDGET in tensors and tensors[_BUDGET].numel() == 1 and (plan := self.plan) is not None:
+            smaller = self._planned(lambda: plan.within(int(tensors[_BUDGET])))
+            assert smaller is not None
+            self._apply_plan(smaller)
         self.iteration = min(iteration, self.job.config.iterations)
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
+
+
+class _EndedEverywhere(Exception):
+    """An iteration that no process has done, so that all of them have the state before it."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _combined(parts: list[list[float]], is_shared: Sequence[bool]) -> list[float]:
+    """Return the loss and the norms of all processes from theirs, added in their order where each has a share."""
+    if len(parts) == 1:
+        return parts[0]
+    loss, *norms = zip(*parts, strict=True)
+    total = math.fsum(loss) if is_shared[0] else loss[0]
+    return [
+        total,
+        *(math.hypot(*norm) if shared else norm[0] for norm, shared in zip(norms, is_shared[1:], strict=True)),
+    ]
 
 
 def _grad_norm(parameter: Tensor) -> float:
@@ -244,19 +341,29 @@ def _require_finite(values: dict[str, float], iteration: int) -> None:
 
 
 @torch.no_grad()
-def _render(job: Job) -> Result:
-    """Render the final images, with a noise draw of their own."""
-    dataset, config = job.dataset, job.config
-    labels = torch.arange(dataset.train.num_classes)
-    groups = [rows_of(part, config.ipc) for part in labels.split(job.plan.classes_in_flight if job.plan else 16)]
-    images = [job.space.render(rows.to(job.device), ("final",)).float().cpu() for rows in groups]
+def _render(job: Job, groups: Sequence[Tensor]) -> Result:
+    """Render the final images, with a noise draw of their own, in the groups of the iterations.
+
+    The main process has them all, another one those of its rows.
+    """
+    dataset, config, own = job.dataset, job.config, job.rows[processes.rank()]
+    parts = [job.space.render(rows.to(job.device), ("final",)).float().cpu() for rows in groups]
+    images = torch.empty(len(own), *parts[0].shape[1:])
+    for rows, part in zip(groups, parts, strict=True):
+        images[rows] = part
+    tensors = {name: p.detach().cpu() for name, p in job.space.parameters.items() if name in PARAMETERS}
+    found = {name: processes.gather_rows(t, job.rows) for name, t in {"images": images, **tensors}.items()}
+    if processes.is_main():
+        own = torch.arange(sum(map(len, job.rows)))
+        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+        images = tensors.pop("images")
     return Result(
-        images=torch.cat(images),
-        labels=labels.repeat_interleave(config.ipc),
+        images=images,
+        labels=own // config.ipc,
         class_names=tuple(dataset.class_names),
-        parameters={name: p.detach().cpu() for name, p in job.space.parameters.items() if name in PARAMETERS},
+        parameters=tensors,
         config=job.stored_settings(),
         mean=dataset.mean,
         std=dataset.std,
-        path=None if job.folder is None else job.folder.path,
+        path=job.path,
     )

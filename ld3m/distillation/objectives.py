@@ -13,7 +13,8 @@ from ld3m.distillation.experts import Experts
 from ld3m.matching import LOSSES, dsa, mtt_loss
 from ld3m.matching.mtt import STUDENT_BATCH, Augment
 from ld3m.memory.plan import Plan
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
+from ld3m.runtime.signals import HeldBack
 from ld3m.spaces import Space
 
 
@@ -25,8 +26,13 @@ class Objective(Protocol):
 
     parameters: list[tuple[str, Tensor, float]]
 
+    @property
+    def groups(self) -> list[Tensor]:
+        """The rows of the space that are rendered together."""
+        ...
+
     def backward(self, iteration: int) -> float:
-        """Add this iteration's gradient to the parameters; return its loss."""
+        """Add this iteration's gradient to the parameters; return its loss, of the rows of this process."""
         ...
 
     def apply_plan(self, plan: Plan) -> None:
@@ -38,6 +44,9 @@ class ClassMatching:
 
     The losses are sums over classes, so that the classes in flight are rendered with their activations, matched in one
     pass, back-propagated and freed before the next ones are met.
+
+    Args:
+        labels: the classes whose images the space has, in their order; all when None.
     """
 
     def __init__(
@@ -49,8 +58,10 @@ class ClassMatching:
         classes_in_flight: int,
         real_chunk: int | None = None,
         device: torch.device,
+        labels: Tensor | None = None,
     ) -> None:
         self.space, self.dataset, self.config, self.device = space, dataset, config, device
+        self._labels = torch.arange(dataset.train.num_classes) if labels is None else labels
         self.parameters: list[tuple[str, Tensor, float]] = []
         of_classes = LOSSES[config.algorithm].of_classes
         assert of_classes is not None  # else there are no classes to match
@@ -65,15 +76,19 @@ class ClassMatching:
         self.space.apply_plan(plan)
 
     def _stream(self, classes_in_flight: int, real_chunk: int | None) -> None:
-        real_batches = [min(self.config.real_batch, len(index)) for index in self._indices]
+        real_batches = [min(self.config.real_batch, len(self._indices[label])) for label in self._labels.tolist()]
         self._groups, self._real_chunk = groups_of(real_batches, classes_in_flight), real_chunk
+
+    @property
+    def groups(self) -> list[Tensor]:
+        return [rows_of(group, self.config.ipc) for group in self._groups]
 
     def backward(self, iteration: int) -> float:
         network, total = self._network, 0.0
         fresh = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
         network.load_state_dict(fresh.state_dict())
-        for labels in self._groups:
-            rows = rows_of(labels, self.config.ipc)
+        for group, rows in zip(self._groups, self.groups, strict=True):
+            labels = self._labels[group]
             rendered = self.space.render(rows.to(self.device), (iteration,))
             synthetic = self.dataset.normalize(rendered).unflatten(0, (len(labels), self.config.ipc))
             views = [self._augmentation(iteration, label) for label in labels.tolist()]
@@ -102,24 +117,47 @@ class ClassMatching:
 
 
 class TrajectoryMatching:
-    """Trajectory matching (MTT): needs all images at once, and learns the student's learning rate as well."""
+    """Trajectory matching (MTT): needs all images at once, and learns the student's learning rate as well.
+
+    Args:
+        counts: images that each process renders; the student is trained on all of them in every one.
+    """
 
     STUDENT_LR_LR = 1e-6  # README of the released code; SGD with the same momentum as the latents
 
     def __init__(
-        self, space: Space, dataset: Dataset, config: ResolvedDistillConfig, *, experts: Experts, device: torch.device
+        self,
+        space: Space,
+        dataset: Dataset,
+        config: ResolvedDistillConfig,
+        *,
+        experts: Experts,
+        device: torch.device,
+        counts: Sequence[int] | None = None,
     ) -> None:
         self.space, self.dataset, self.config, self.experts, self.device = space, dataset, config, experts, device
         student_lr = torch.tensor(float(config.student_lr), device=device, requires_grad=True)
         self.parameters = [("student_lr", student_lr, self.STUDENT_LR_LR)]
         self._labels = torch.arange(dataset.train.num_classes, device=device).repeat_interleave(config.ipc)
+        self._counts = [len(self._labels)] if counts is None else list(counts)
         self._network = _network(config, dataset, seeds.generator(config.seed, "student")).to(device).train()
+
+    @property
+    def groups(self) -> list[Tensor]:
+        return [torch.arange(self._counts[processes.rank()])]
 
     def apply_plan(self, plan: Plan) -> None:
         self.space.apply_plan(plan)
 
     def backward(self, iteration: int) -> float:
-        rendered = self.space.render(torch.arange(len(self._labels), device=self.device), (iteration,))
+        [rows] = self.groups
+        with HeldBack(len(self._counts) > 1) as signals:
+            own, error = signals.attempt(lambda: self.space.render(rows.to(self.device), (iteration,)))
+            _, error = processes.exchange([], error)  # nobody waits for images that never come
+            if error is not None:
+                raise error
+            assert own is not None
+            rendered = processes.gather_images(own, self._counts)
         start, target, batches, augment = self._draws(iteration)
         loss = mtt_loss(
             self._network,

@@ -19,7 +19,7 @@ from ld3m.evaluation.baselines import BASELINES
 from ld3m.evaluation.divergence import Accuracies, at_halved_rate, halved
 from ld3m.evaluation.progress import MOST_CLASSES, Progress
 from ld3m.evaluation.protocols import Protocol
-from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, run
+from ld3m.evaluation.runner import Job, Training, jobs_of, num_together, num_workers, share_out
 from ld3m.evaluation.teacher import Teacher
 from ld3m.evaluation.training import NormalizedImages, has_dropout, has_statistics, train_and_test
 from ld3m.evaluation.weights import relative
@@ -175,8 +175,8 @@ class Comparison:
             most = min(self.config.repeats, num_together(batch)) if together else 1
             jobs = jobs_of([t for t in left if t.network not in alone | single], most)
             jobs += jobs_of([t for t in left if t.network in single], 1)
-            run(jobs, train, note, num_workers(len(jobs), most * batch, self.device))
-            run(jobs_of([t for t in left if t.network in alone], 1), train, note, 1)
+            share_out(jobs, train, note, num_workers(len(jobs), most * batch, self.device), self.confusions)
+            share_out(jobs_of([t for t in left if t.network in alone], 1), train, note, 1, self.confusions)
 
     def _say_diverged(self, training: Training) -> None:
         rate = at_halved_rate(self.protocol, training.network, training.halvings).recipe(training.network).rate

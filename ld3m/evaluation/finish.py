@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from ld3m import networks
 from ld3m.config import one_of
@@ -12,6 +13,7 @@ from ld3m.runs.folder import EVALUATION, FACTS
 from ld3m.runs.opening import Run
 from ld3m.runs.page import publish, read_mapping
 from ld3m.runs.result import Result, load
+from ld3m.runtime import processes
 from ld3m.runtime.storage import write_json
 
 
@@ -29,30 +31,31 @@ def check_protocol(name: str, resolution: int) -> None:
             ) from error
 
 
-def finish(run: Run, facts: Mapping[str, object], *, is_new: bool, progress: bool) -> None:
-    """Write result.json, evaluate what is in the run's folder, and write report.html.
+def finish(run: Run, path: Path, facts: Mapping[str, object], *, is_new: bool, progress: bool) -> None:
+    """Write result.json, evaluate what is in the run's folder, in all processes together, and write report.html.
 
     Args:
+        path: of the folder, which the main process alone has in `run`.
         facts: for result.json, measured before an evaluation adds to them.
         is_new: whether this process made a part of the set; if not, the facts that are there already stay.
     """
-    assert run.folder is not None
-    folder = run.folder.path
-    facts = ({} if is_new else read_mapping(folder / FACTS)) or facts
-    # Before the evaluation, often the longest part: broken off there, the run that goes on keeps its own facts.
-    sources = {"data": run.dataset.fingerprint, **run.folder.sources}
-    facts = {"fingerprints": sources, **facts}
-    write_json(folder / FACTS, {**facts, "protocol": run.config.evaluate, "accuracy": None})
-    if run.config.evaluate != "none" and not (folder / EVALUATION).is_file():
+    if run.folder is not None and processes.is_main():
+        facts = ({} if is_new else read_mapping(path / FACTS)) or facts
+        # Before the evaluation, often the longest part: broken off there, the run that goes on keeps its own facts.
+        sources = {"data": run.dataset.fingerprint, **run.folder.sources}
+        facts = {"fingerprints": sources, **facts}
+        write_json(path / FACTS, {**facts, "protocol": run.config.evaluate, "accuracy": None})
+    if run.config.evaluate != "none" and not processes.from_main((path / EVALUATION).is_file, "save the set"):
         evaluate(  # writes its report into the folder
-            folder,
+            path,
             run.dataset,
             protocol=run.config.evaluate,
             device=run.device,
             seed=run.config.seed,
             progress=progress,
         )
-    publish(folder)
+    if processes.is_main():
+        publish(path)
 
 
 def finish_classes(run: Run, out: object, started: float, seconds_per_class: float | None, *, progress: bool) -> Result:
@@ -64,11 +67,13 @@ def finish_classes(run: Run, out: object, started: float, seconds_per_class: flo
         seconds_per_class: None where this process made none.
     """
     assert run.folder is not None
-    result = load(run.folder.path)
+    path = run.folder.path
+    result = load(path)
     if out is None:
         return result.detached()
-    result.draw_grid(run.folder.path)
+    if processes.is_main():
+        result.draw_grid(path)
     seconds = time.perf_counter() - started
     facts = measured(run.device, seed=run.config.seed, seconds=seconds, seconds_per_class=seconds_per_class)
-    finish(run, facts, is_new=seconds_per_class is not None, progress=progress)
+    finish(run, path, facts, is_new=seconds_per_class is not None, progress=progress)
     return result

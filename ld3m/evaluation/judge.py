@@ -29,6 +29,7 @@ from ld3m.networks.own import Factory
 from ld3m.runs.folder import DISTILLED
 from ld3m.runs.report import Report, save_report
 from ld3m.runs.result import Result
+from ld3m.runtime import processes
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.storage import owning, require_writable
 
@@ -95,8 +96,8 @@ def evaluate(
     own = Path(os.fspath(result_or_folder)) if isinstance(result_or_folder, str | os.PathLike) else None
     folder = own if own is not None and out is None and is_run(own) else None
     if out is not None:
-        folder = open_out(Path(out), result_or_folder, data)
-    with owning(folder) if folder and folder.is_dir() else nullcontext():
+        folder = processes.from_main(lambda: open_out(Path(out), result_or_folder, data), "open the folder")
+    with owning(folder) if folder and folder.is_dir() and processes.is_main() else nullcontext():
         return _evaluate(result_or_folder, data, folder, protocol, teacher, networks, progress, image_range, settings)
 
 
@@ -128,12 +129,15 @@ def _evaluate(
     protocol = _for_set(protocol, config, zoo, opened, dataset)
     result, dataset = framed(opened, zoomed(dataset, data, protocol, config, opened.config), protocol)
     comparison = Comparison(result, dataset, protocol, config, device, teacher, zoo, judge=judge, progress=progress)
+    processes.require_same({"what is evaluated": comparison.name()})
 
     start = time.perf_counter()
-    finished = Progress(folder, comparison.key())
+    finished = Progress(folder if processes.is_main() else None, comparison.key())
+    done = processes.from_main(lambda: (finished.accuracies, finished.confusions), "read what is finished")
+    finished.accuracies, finished.confusions = done
     comparison.run(finished, together, progress)
     report = gather(comparison, finished, time.perf_counter() - start)
-    if folder:
+    if folder and processes.is_main():
         from ld3m.runs.page import publish  # which shows evaluations
 
         if not (folder / DISTILLED).is_file():

@@ -9,8 +9,11 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from ld3m.runtime import processes
 
 _PIXELS_IN_FLIGHT = 2**24  # of all batches that are trained on at the same time: bounds the memory
 
@@ -52,6 +55,34 @@ def jobs_of(trainings: Sequence[Training], most: int) -> list[Job]:
         kind = training.set, training.network, training.variant, training.halvings, training.repeat // most
         groups.setdefault(kind, []).append(training)
     return [tuple(group) for group in groups.values()]
+
+
+def share_out(
+    jobs: Sequence[Job],
+    work: Callable[[Job, Callable[[], None]], Sequence[list[float] | None]],
+    finished: Callable[[Training, list[float] | None], None],
+    workers: int,
+    beside: dict[Training, Any],
+) -> None:
+    """Run jobs in all processes, as many at a time as they have workers together; each notes what all have done.
+
+    Args:
+        beside: what each process keeps of its own trainings beside their accuracies; afterwards, of all.
+    """
+    count = processes.world_size()
+    if count == 1:
+        run(jobs, work, finished, workers)
+        return
+    jobs = sorted(jobs, key=lambda job: job[0].network)  # those that take equally long together
+    for first in range(0, len(jobs), workers * count):
+        done: dict[Training, list[float] | None] = {}
+        own = processes.share(jobs[first : first + workers * count], processes.rank(), count)
+        run(own, work, done.__setitem__, workers)
+        kept = {training: beside[training] for training in done if training in beside}
+        for part, others in processes.gather((done, kept), "end their trainings"):
+            beside.update(others)
+            for training, accuracies in part.items():
+                finished(training, accuracies)
 
 
 def run(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ld3m.errors import ConfigError
+from ld3m.runtime import processes
 from ld3m.runtime.reading import shown
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class Plan:
         """Return everything by name, for a file."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "planner"}
 
+    def cut(self, *, classes: int | None, images: int | None, decoded: int | None, real: int | None) -> "Plan":
+        """Return the plan with at most so many classes, images in the denoiser and in the decoder, and real images."""
+        classes = min(classes or self.classes_in_flight, self.classes_in_flight)
+        sizes = [(self.micro_batch, images), (self.decoder_batch, decoded), (self.real_chunk, real)]
+        batch, decoder, chunk = (min((size for size in pair if size), default=None) for pair in sizes)
+        return replace(self, classes_in_flight=classes, micro_batch=batch or 1, decoder_batch=decoder, real_chunk=chunk)
+
     def within(self, budget: int) -> "Plan":
         """Return the plan for the same work and another budget; what to retain is free to change."""
         if self.planner is None:
@@ -112,7 +120,8 @@ def budget_of(given: str | int | None, device: torch.device) -> int:
     """Return the bytes that may be taken: a share of the device's where nobody says."""
     if given is not None:
         return parse_bytes(given)
-    return int((_GPU_SHARE if device.type == "cuda" else _CPU_SHARE) * total_memory(device))
+    share = _GPU_SHARE if device.type == "cuda" else _CPU_SHARE / processes.num_local()
+    return int(share * total_memory(device))
 
 
 def even_size(total: int, most: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ld3m.errors import CheckpointError, ConfigError, NumericsError
 from ld3m.runs import pictures
 from ld3m.runs.marker import is_empty
+from ld3m.runtime import processes
 from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.reading import listing, mapping, number, parse_json, read_json, whole
 from ld3m.runtime.storage import load_tensors, owning, require_free, save_tensors, sweep, write_json
@@ -80,12 +81,23 @@ class Fit:
 
     Args:
         steps, lr: of AdamW; the rate rises over 200 steps, then falls along a cosine.
+        batch: rows of a step, shared out over processes: the loss is the mean of `processes.own_rows(batch)`.
         ema: decay of the averaged weights, which replace the trained ones at the end; None for no averaging.
     """
 
     def __init__(
-        self, name: str, folder: Path, steps: int, lr: float, *, ema: float | None = None, progress: bool = True
+        self,
+        name: str,
+        folder: Path,
+        steps: int,
+        lr: float,
+        *,
+        batch: int = 1,
+        ema: float | None = None,
+        progress: bool = True,
     ) -> None:
+        rows = processes.own_rows(batch)
+        self._weight = (rows.stop - rows.start) / batch
         self.name, self.folder, self.steps, self.lr, self.ema, self.progress = name, folder, steps, lr, ema, progress
         self.losses: list[tuple[float, float]] = []
         self.done: int | None = None  # steps whose state is whole in the module and the optimiser
@@ -101,16 +113,18 @@ class Fit:
         self.averages = [p.detach().clone() for p in self.parameters] if self.ema else []
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))
         first = self.done = self._restore()
-        if each and first and first % each[0] == 0 and first < self.steps:
+        if each and first and first % each[0] == 0 and first < self.steps and processes.is_main():
             self._show(first, each[1])  # a kill may have come between this checkpoint and its picture
         try:
             self._iterate(first, loss_at, each)
         except KeyboardInterrupt:
-            if self.done:
+            if self.done and processes.is_main():
                 self._checkpoint(self.done)
             raise
         self._swap_averages()
         module.eval().requires_grad_(False)
+        if not processes.is_main():
+            return
         chart = pictures.line_chart({self.name: self.losses}, f"{self.name}: loss over steps", log=True)
         pictures.save_png(self.folder / f"{self.name}-loss.png", chart)
         write_json(self.folder / f"{self.name}-loss.json", self.losses)
@@ -126,10 +140,10 @@ class Fit:
                 self.losses.append((step, loss))
                 bar.set_postfix(loss=f"{loss:.4f}")
             self.done, is_last = step + 1, step + 1 == self.steps
-            if is_last or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS:
+            if processes.is_main() and (is_last or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS):
                 self._checkpoint(step + 1)
                 saved_at = time.perf_counter()
-            if each and (step + 1) % each[0] == 0 and not is_last:
+            if each and (step + 1) % each[0] == 0 and not is_last and processes.is_main():
                 self._show(step + 1, each[1])
 
     def _show(self, done: int, show: Callable[[int], None]) -> None:
@@ -150,6 +164,8 @@ class Fit:
             )
         self.optimiser.zero_grad()
         loss.backward()
+        loss = loss.detach().clone()
+        processes.sum_weighted([loss, *(p.grad for p in self.parameters if p.grad is not None)], self._weight)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.done = None
         self.optimiser.step()

@@ -4,6 +4,7 @@ Made for small sets on modest machines: latents are computed once and held; ever
 step), so that a resumed run goes on as if it had not stopped.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from ld3m.priors.architecture import build_modules
 from ld3m.priors.base import Prior
 from ld3m.priors.folder import save_prior
 from ld3m.priors.random import fill_random
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,14 @@ def train_prior(
     if preview_every < 1:
         raise ConfigError(f"preview_every is at least 1 step, got {preview_every}")
     settings = {"data": dataset.name, "fingerprint": dataset.fingerprint, **dataclasses.asdict(config)}
-    with claimed_folder(out, settings, resume):
+    if processes.world_size() > min(config.batch, config.first_stage_batch):
+        raise ConfigError(
+            f"{processes.world_size()} processes share a batch of {min(config.batch, config.first_stage_batch)}; start "
+            "at most as many as that, or raise batch and first_stage_batch"
+        )
+    processes.require_same({"the training": settings})
+    with claimed_folder(out, settings, resume) if processes.is_main() else contextlib.nullcontext():
+        processes.from_main(lambda: None, "claim the folder")
         _train(dataset, out, config, device, preview, preview_every, progress)
     logger.info("the prior is in %s", out / "prior")
     return out / "prior"
@@ -82,7 +90,8 @@ def _train(
     for module in modules:
         fill_random(module.to_empty(device=device), generator)
 
-    Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, progress=progress).run(
+    options: dict[str, Any] = {"batch": config.first_stage_batch, "progress": progress}
+    Fit("first-stage", out, config.first_stage_steps, config.first_stage_lr, **options).run(
         first_stage, lambda step: _first_stage_loss(first_stage, dataset, config, step)
     )
     latents = _standardize(first_stage, _encode_all(first_stage, dataset, config.first_stage_batch))
@@ -98,11 +107,14 @@ def _train(
     )
 
     labels = dataset.train.labels.to(device)
-    Fit("denoiser", out, config.steps, config.lr, ema=config.ema, progress=progress).run(
+    options["batch"] = config.batch
+    Fit("denoiser", out, config.steps, config.lr, ema=config.ema, **options).run(
         nn.ModuleDict({"denoiser": denoiser, "class_embedding": embedding}),
         lambda step: _denoiser_loss(prior, latents, labels, config, step),
         each=(preview_every, lambda step: preview(prior, out / f"samples-{step:06d}.png")),
     )
+    if not processes.is_main():
+        return
     save_prior(prior, out / "prior", dtype=torch.float16, betas=(shape.beta_start, shape.beta_end))
     preview(prior, out / "samples.png")
 
@@ -110,9 +122,10 @@ def _train(
 def _first_stage_loss(first_stage: Any, dataset: Dataset, config: PriorTraining, step: int) -> Tensor:
     generator = seeds.generator(config.seed, "prior", "first-stage", step)
     picks = torch.randint(len(dataset.train), (config.first_stage_batch,), generator=generator)
-    images = to_signed(dataset.train.batch(picks, first_stage.device))
+    own = processes.own_rows(len(picks))
+    images = to_signed(dataset.train.batch(picks[own], first_stage.device))
     posterior = first_stage.encode(images).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+    noise = torch.randn((len(picks), *posterior.mean.shape[1:]), generator=generator)[own].to(images.device)
     error = first_stage.decode(posterior.mean + posterior.std * noise).sample - images
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     return error.abs().mean() + error.square().mean() + config.kl_weight * kl
@@ -156,6 +169,8 @@ def _denoiser_loss(prior: Prior, latents: Tensor, labels: Tensor, config: PriorT
     timesteps = torch.randint(len(prior.alphas_cumprod), (config.batch,), generator=generator)
     is_dropped = torch.rand(config.batch, generator=generator) < config.label_dropout
     noise = torch.randn((config.batch, *latents.shape[1:]), generator=generator).to(latents.device)
+    own = processes.own_rows(config.batch)
+    picks, timesteps, is_dropped, noise = picks[own], timesteps[own], is_dropped[own], noise[own]
     class_ids = labels[picks].masked_fill(is_dropped.to(labels.device), null_class)
     alphas = prior.alphas_cumprod[timesteps].to(latents).view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents[picks] + (1 - alphas).sqrt() * noise

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from ld3m import __version__
 from ld3m import data as data_room
 from ld3m.config import (
     INITS,
@@ -23,6 +24,7 @@ from ld3m.data import Dataset
 from ld3m.errors import ConfigError, DataError, InputError
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import SOURCES, RunFolder
+from ld3m.runtime import processes
 from ld3m.runtime.devices import resolve_device
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.reading import expanded, is_there, require_utf8
@@ -49,7 +51,8 @@ class Opening(Generic[AnyConfig]):
 
     Args:
         prior: the one that was passed as an object, else None.
-        folder: None for a run that is kept in memory only.
+        folder: None for a run that is kept in memory only, and in all processes but the main one.
+        path: of the folder, in every process.
     """
 
     config: AnyConfig
@@ -57,7 +60,9 @@ class Opening(Generic[AnyConfig]):
     data_name: str
     prior: Prior | StyleGAN | None
     folder: RunFolder | None
+    path: Path | None
     device: torch.device
+    said: str
 
     def load_data(self, config: AnyResolved) -> Dataset:
         """Load the data as the settings say, with a test split where the run ends with an evaluation."""
@@ -69,6 +74,8 @@ class Opening(Generic[AnyConfig]):
             raise InputError(f"class_ids needs one id a class: {count} classes, got {len(ids)} ids")
         if config.evaluate != "none" and dataset.test is None:
             raise DataError(f"evaluate {config.evaluate!r} needs a test split; give holdout above 0, or evaluate none")
+        facts = {"the release": f"ld3m {__version__} with torch {torch.__version__}", "what was asked for": self.said}
+        processes.require_same({**facts, "the fingerprint of the data": dataset.fingerprint})
         return dataset
 
 
@@ -96,21 +103,27 @@ def open_run(
     resume: bool,
     overwrite: bool,
 ) -> Opening[AnyConfig]:
-    """Check folder, settings and device, in this order; nothing is written yet."""
-    folder = open_folder(out, resume=resume, overwrite=overwrite)
-    if folder is None:
-        settings = _in_memory(settings)
-    else:
-        require_outside(data, folder.path)
-        require_writable(folder.path, "choose another --out")
-    settings, prior = _split_prior(_with_whole_paths(settings))
-    config = _stored_or_given(folder, settings, kind)
+    """Check folder, settings and device, in this order; nothing is written yet. The folder is the main process's."""
+    folder: RunFolder | None = None
+    whole, prior = _split_prior(_with_whole_paths(settings))
+
+    def look() -> AnyConfig:
+        nonlocal folder
+        folder = open_folder(out, resume=resume, overwrite=overwrite)
+        if folder is not None:
+            require_outside(data, folder.path)
+            require_writable(folder.path, "choose another --out")
+        return _stored_or_given(folder, _in_memory(whole) if folder is None else whole, kind)
+
+    config = processes.from_main(look, "open the run")
     device = resolve_device(config.device)
     if device.type == "meta":
         raise ConfigError(
             "device 'meta' has shapes and no values, so nothing can be made on it; leave it out, or say cpu"
         )
-    return Opening(config, data, _name_of(data), prior, folder, device)
+    said = repr((sorted(whole.items(), key=str), resume, overwrite))
+    path = None if out is None else Path(out)
+    return Opening(config, data, _name_of(data), prior, folder, path, device, said)
 
 
 def open_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:

@@ -6,6 +6,7 @@ import torch
 
 from ld3m.runs.folder import DISTILLED
 from ld3m.runs.opening import Run
+from ld3m.runtime import processes
 from ld3m.runtime.rows import RowFile
 
 
@@ -28,7 +29,8 @@ def open_set(run: Run, **more: tuple[int, ...]) -> RowFile:
     }
     about = {"class_names": list(dataset.class_names), "config": run.stored_settings()}
     rows = RowFile(run.folder.path / DISTILLED, shapes, {k: json.dumps(v, sort_keys=True) for k, v in about.items()})
-    rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
-    rows.write("mean", dataset.mean)
-    rows.write("std", dataset.std)
+    if processes.is_main():
+        rows.write("labels", torch.arange(num_classes).repeat_interleave(config.ipc))
+        rows.write("mean", dataset.mean)
+        rows.write("std", dataset.std)
     return rows

@@ -50,7 +50,9 @@ def time_text(seconds: float) -> str:
 
 def progress_bar(work: Iterable[Any] | None = None, name: str = "", *, show: bool = True, **options: Any) -> Bar:
     """Return a bar over `work`, or one to be moved by `update`; options are those of tqdm."""
-    if not show:
+    from ld3m.runtime import processes  # torch, which the commands' help does without
+
+    if not show or not processes.is_main():
         return plain(work, name, disable=True, **options)
     is_notebook = any(kind.__module__ == "tqdm.notebook" for kind in automatic.__mro__)
     return (automatic if is_notebook or sys.stderr.isatty() else _Lines)(work, name, **options)

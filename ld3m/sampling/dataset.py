@@ -20,7 +20,7 @@ from ld3m.runs import pictures
 from ld3m.runs.folder import DISTILLED
 from ld3m.runs.result import WEIGHTS, Result, load
 from ld3m.runs.set_rows import open_set
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.devices import is_out_of_memory, release_memory
 from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.reading import is_there
@@ -78,40 +78,54 @@ def sample_dataset(
 
 def _sample_classes(job: SampleJob, progress: bool) -> float | None:
     """Sample the classes that are not there yet, or no longer whole; return the seconds each took, None for none."""
-    num_classes = job.dataset.train.num_classes
-    done, kept = (job.folder.load_checkpoint() if job.folder.is_resumed else None) or (0, {})
-    record = Record(job, kept)
-    if whole := _whole_set(job.folder.path):
-        _mend_statistics(job, record, num_classes)
-        record.mend_pictures(range(num_classes), lambda label: whole.images[whole.labels == label])
+    num_classes, count = job.dataset.train.num_classes, processes.world_size()
+    records: list[Record] = []  # of the main process
+
+    def open_classes() -> tuple[list[int], int] | None:
+        done, kept = (job.folder.load_checkpoint() if job.folder.is_resumed else None) or (0, {})
+        records.append(record := Record(job, kept))
+        if whole := _whole_set(job.folder.path):
+            _mend_statistics(job, record, num_classes)
+            record.mend_pictures(range(num_classes), lambda label: whole.images[whole.labels == label])
+            return None
+        rows = _row_file(job)
+        if rows.is_new and done:
+            logger.warning("what was in %s of %d classes is damaged or gone; they are sampled again", rows.path, done)
+            job.folder.keep_metrics_before(0)
+            done = 0
+        _mend_statistics(job, record, done)
+        lost = record.damaged(rows, done)
+        record.mend_pictures(
+            (label for label in range(done) if label not in lost),
+            lambda label: rows.read("images", label * job.config.ipc, job.config.ipc),
+        )
+        return list(lost), done
+
+    if (found := processes.from_main(open_classes, "open the set")) is None:
         return None
-    rows = _row_file(job)
-    if rows.is_new and done:
-        logger.warning("what was in %s of %d classes is damaged or gone; they are sampled again", rows.path, done)
-        job.folder.keep_metrics_before(0)
-        done = 0
-    _mend_statistics(job, record, done)
-    lost = record.damaged(rows, done)
-    record.mend_pictures(
-        (label for label in range(done) if label not in lost),
-        lambda label: rows.read("images", label * job.config.ipc, job.config.ipc),
-    )
-    left = [*lost, *range(done, num_classes)]
-    started = time.perf_counter()
-    bar = progress_bar(
-        left, "sampling", initial=num_classes - len(left), total=num_classes, show=progress, unit="class"
-    )
-    for label in bar:
-        job, line = _within_memory(job, label, rows)
-        record.note(rows, label)
-        job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
-        done = max(done, label + 1)
-        job.folder.save_checkpoint(done, record.state())
-    if lost:
-        job.folder.keep_metrics_before(done)
+    lost, done = found
+    rows, left = _row_file(job), [*lost, *range(done, num_classes)]
+    started, first = time.perf_counter(), num_classes - len(left)
+    with progress_bar(name="sampling", initial=first, total=num_classes, show=progress, unit="class") as bar:
+        for block in (left[start : start + count] for start in range(0, len(left), count)):  # a class a process
+            line: dict[str, object] = {}
+            if processes.rank() < len(block):
+                job, line = _within_memory(job, block[processes.rank()], rows)
+            lines = processes.gather(line, "sample their classes")
+            if processes.is_main():
+                for label, line in zip(block, lines, strict=False):
+                    records[0].note(rows, label)
+                    job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
+                    done = max(done, label + 1)
+                job.folder.save_checkpoint(done, records[0].state())
+            bar.update(len(block))
     seconds = (time.perf_counter() - started) / max(1, len(left))
-    rows.finish()
-    job.folder.forget_previous()
+    if processes.is_main():
+        if lost:
+            job.folder.keep_metrics_before(done)
+        rows.finish()
+        job.folder.forget_previous()
+    processes.gather(None, "name the set")
     return seconds
 
 

@@ -20,7 +20,7 @@ from ld3m.priors.classes import match_classes
 from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
 from ld3m.runs.result import folder_names
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import load_tensors
 from ld3m.sampling import SELECTORS
@@ -123,7 +123,7 @@ def prepare(
         scratch: empty folder that stands for `out` where there is none.
     """
     opening = open_run(data, settings, SampleConfig, out=out, resume=resume, overwrite=overwrite)
-    folder = opening.folder or RunFolder(scratch, resume=False, overwrite=False)
+    folder = opening.folder or _scratch_or_other(opening.path, scratch, resume, overwrite)
     one_of(opening.config.selector, "selector", tuple(SELECTORS))
     asked, device = with_dtype(opening.config, opening.device), opening.device
     is_said = asked.real_images is not None  # by the user, or by the run that is resumed
@@ -137,8 +137,17 @@ def prepare(
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
     job = SampleJob(config, opening.data_name, dataset, folder, device, prior, class_ids)
     sources = sources_of(prior, statistics=job.statistics_fingerprint())
-    folder.start(opening.data_name, config, dataset.fingerprint, sources)
+    processes.from_main(lambda: folder.start(opening.data_name, config, dataset.fingerprint, sources), "begin the run")
     return job
+
+
+def _scratch_or_other(path: Path | None, scratch: Path, resume: bool, overwrite: bool) -> RunFolder:
+    """Return the folder of a run without one, or what stands for the main process's in another one."""
+    if path is not None:
+        return RunFolder(path, resume=resume, overwrite=overwrite)
+    if processes.world_size() > 1:
+        raise ConfigError("several processes sample into a folder that all of them see: give out=, or start one")
+    return RunFolder(scratch, resume=False, overwrite=False)
 
 
 def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: torch.device) -> Prior:

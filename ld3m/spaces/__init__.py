@@ -4,12 +4,22 @@ from typing import Any
 
 from ld3m.config import DistillConfig, one_of
 from ld3m.errors import ConfigError
-from ld3m.spaces.base import DiffusionSetup, Space, SpaceSetup
+from ld3m.spaces.base import DiffusionSetup, Space, SpaceSetup, keep_rows
 from ld3m.spaces.glad import GladSetup, GladSpace
 from ld3m.spaces.latent import LatentSetup, LatentSpace
 from ld3m.spaces.pixel import PixelSetup, PixelSpace
 
-__all__ = ["SPACES", "DiffusionSetup", "GladSpace", "LatentSpace", "PixelSpace", "Space", "SpaceSetup", "setup_of"]
+__all__ = [
+    "SPACES",
+    "DiffusionSetup",
+    "GladSpace",
+    "LatentSpace",
+    "PixelSpace",
+    "Space",
+    "SpaceSetup",
+    "keep_rows",
+    "setup_of",
+]
 
 SPACES: dict[str, SpaceSetup[Any]] = {
     "ld3m": LatentSetup(has_chain=True),

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,19 @@ class Space(Protocol):
 
     def apply_plan(self, plan: Plan) -> None:
         """Change what is kept from the forward pass and made at once; images and gradients stay, up to rounding."""
+
+
+def keep_rows(space: Any, rows: Tensor) -> None:
+    """Leave a space the parameters of these images (n,) alone, which are its rows from then on.
+
+    `space.rows` says which of `space.num_rows` images they are, for noise that is drawn for all.
+    """
+    space.num_rows = len(next(iter(space.parameters.values())))
+    space.parameters = {
+        name: p.detach()[rows.to(p.device)].clone().requires_grad_(p.requires_grad)
+        for name, p in space.parameters.items()
+    }
+    space.rows = rows
 
 
 class SpaceSetup(Protocol[AnyPrior]):

@@ -73,7 +73,7 @@ class GladSpace:
 class GladSetup:
     """The set-up of a distillation in this space."""
 
-    settings = frozenset({"memory_budget", "retain", "layer", "lr_codes"})
+    settings = frozenset({"memory_budget", "retain", "micro_batch", "layer", "lr_codes"})
     has_chain = False
     gpu_dtype = "float32"  # the filters would be rounded as well
     inits: tuple[str, ...] = ("real", "noise")  # there is no encoder

@@ -52,6 +52,7 @@ class LatentSpace:
         self.prior, self.resolution, self.chain = prior, resolution, chain
         self.retain, self.micro_batch, self.decoder_batch = retain, micro_batch, decoder_batch
         self._drawn: tuple[tuple[object, ...], Tensor] | None = None  # purpose and noise of the last draw
+        self.rows, self.num_rows = torch.arange(len(latents)), len(latents)
         tensors = {"latents": latents, "conditioning": conditioning}
         self.parameters = {
             name: tensor.detach().clone().requires_grad_(name in learn)
@@ -100,8 +101,8 @@ class LatentSpace:
         # for all groups of rows that are rendered one after the other.
         if self._drawn is None or self._drawn[0] != purpose:
             generator = seeds.generator(self.chain.seed, "noise", *purpose)
-            self._drawn = purpose, torch.randn(latents.shape, generator=generator)
-        return self._drawn[1][rows.cpu()].to(latents)
+            self._drawn = purpose, torch.randn((self.num_rows, *latents.shape[1:]), generator=generator)
+        return self._drawn[1][self.rows[rows.cpu()]].to(latents)
 
     def project(self) -> None:
         """Latents and conditioning may go anywhere."""
@@ -112,7 +113,7 @@ class LatentSetup(DiffusionSetup):
 
     def __init__(self, *, has_chain: bool) -> None:
         self.has_chain = has_chain
-        shared = {"memory_budget", "retain", "latent_size", "attention"}
+        shared = {"memory_budget", "retain", "micro_batch", "decoder_batch", "real_chunk", "latent_size", "attention"}
         self.settings = frozenset(shared | {"cuda_graphs"} if has_chain else shared)
 
     def check(self, config: ResolvedDistillConfig, prior: Prior) -> None:

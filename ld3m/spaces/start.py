@@ -16,7 +16,7 @@ from ld3m.priors import Prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs import result
 from ld3m.runs.result import Result
-from ld3m.runtime import seeds
+from ld3m.runtime import processes, seeds
 
 
 def initial_images(config: ResolvedDistillConfig, dataset: Dataset) -> Tensor:
@@ -46,7 +46,11 @@ def initial_latents(config: ResolvedDistillConfig, prior: Prior, images: Tensor,
     if config.init == "noise":
         return torch.randn(shape, generator=seeds.generator(config.seed, "initial latents")).to(prior.device)
     images = resize(images, side * prior.downsample)
-    return torch.cat([prior.encode(to_signed(part.to(prior.device))) for part in images.split(at_once)])
+    parts = list(enumerate(images.split(at_once)))
+    own = processes.share(parts, processes.rank(), processes.world_size())  # whole parts, so that rounding is the same
+    encoded = [(number, prior.encode(to_signed(part.to(prior.device))).cpu()) for number, part in own]
+    found = dict(itertools.chain.from_iterable(processes.gather(encoded, "encode the images of the start")))
+    return torch.cat([found[number] for number in range(len(parts))]).to(prior.device)
 
 
 def initial_conditioning(config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> Tensor | None:

@@ -190,6 +190,8 @@ def test_every_setting_that_decides_the_outcome_is_resolved(make):
         "classes",
         "per_class",
         "per_class_seed",
+        "decoder_batch",  # whole, as planned
+        "real_chunk",
     }
     assert (config.preset, config.resolution, config.memory_budget) == ("builtin", 16, "10MB")
     assert 0 < config.retain < 1

@@ -109,6 +109,7 @@ def test_interrupted_in_any_iteration(iteration, after, go, whole, interrupt, tm
 def test_interrupted_between_two_iterations(owner, name, after, go, whole, interrupt, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(distillation, "_CHECKPOINT_SECONDS", 0)
+        patch.setattr(distillation, "_CHECKPOINT_SHARE", 0)
         interrupt(patch, owner, name, 1, after=after)
         go(tmp_path)
     assert_resumed(go, tmp_path, whole["dm"])
@@ -157,7 +158,7 @@ import os, signal, sys
 from ld3m import cli
 from ld3m.distillation import loop as distillation
 from ld3m.runtime import locks, storage
-distillation._CHECKPOINT_SECONDS = 0
+distillation._CHECKPOINT_SECONDS = distillation._CHECKPOINT_SHARE = 0
 replace, saved = os.replace, []
 def killed(source, target):
     saved.append(target.name)
@@ -362,6 +363,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(call, go, whole, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(distillation, "_CHECKPOINT_SECONDS", 0)
+        patch.setattr(distillation, "_CHECKPOINT_SHARE", 0)
 
         def fills(self, iteration):
             if iteration == 2:

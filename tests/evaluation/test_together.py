@@ -54,8 +54,8 @@ def test_so_are_they_under_d3hr_with_soft_labels():
 
 def test_an_evaluation_gives_the_same_accuracies_and_dropout_networks_train_alone(toy, brief, monkeypatch):
     jobs = []
-    whole = comparison.run
-    monkeypatch.setattr(comparison, "run", lambda todo, *more: jobs.extend(todo) or whole(todo, *more))
+    whole = comparison.share_out
+    monkeypatch.setattr(comparison, "share_out", lambda todo, *more: jobs.extend(todo) or whole(todo, *more))
     images = torch.full((3, 3, 8, 8), 0.15)
     images[range(3), range(3)] = 0.75
     options = {"protocol": brief.with_epochs(4), "networks": ["ConvNet-w0.06"], "repeats": 3, "progress": False}
