@@ -328,7 +328,7 @@ def _combined(parts: list[list[float]], is_shared: Sequence[bool]) -> list[float
 
 def _grad_norm(parameter: Tensor) -> float:
     assert parameter.grad is not None  # every parameter takes part in the loss
-    return float(parameter.grad.norm())
+    return float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float64))
 
 
 def _require_finite(values: dict[str, float], iteration: int) -> None:

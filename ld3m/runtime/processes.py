@@ -164,7 +164,7 @@ def gather_images(own: Tensor, counts: Sequence[int]) -> Tensor:
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, own: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, own: Tensor, counts: tuple[int, ...]) -> Tensor:
         first = sum(counts[: rank()])
         ctx.own = slice(first, first + len(own))
         padded = own.new_zeros((max(counts), *own.shape[1:]))
@@ -178,7 +178,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return cotangent[ctx.own], None
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE))
 
 @pytest.mark.slow
 def test_two_processes_train_the_prior_of_one(tmp_path):
-    from processes_worker import train
+    from training_worker import train
 
     threads = torch.get_num_threads()
     train(tmp_path / "one")
@@ -24,7 +24,7 @@ def test_two_processes_train_the_prior_of_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     for name in ("two", "again"):
         done = subprocess.run(
-            [*command, str(HERE / "processes_worker.py"), str(tmp_path / name)],
+            [*command, str(HERE / "training_worker.py"), str(tmp_path / name)],
             env=environment, capture_output=True, text=True, timeout=200,
         )  # fmt: skip
         assert not done.returncode, done.stderr
