@@ -25,10 +25,6 @@ class Share:
                 f"shard is i/n, n shards counted from 0, so that i is below n; got {self.index!r}/{self.count!r}"
             )
 
-    @property
-    def is_whole(self) -> bool:
-        return self.count == 1
-
     def classes(self, num_classes: int) -> range:
         """Return the labels of this share.
 
@@ -45,7 +41,7 @@ class Share:
 
     def folder(self, out: Path) -> Path:
         """Return the folder of this share of the run in `out`."""
-        return out if self.is_whole else out / SHARDS / f"{self.index}-of-{self.count}"
+        return out / SHARDS / f"{self.index}-of-{self.count}"
 
 
 WHOLE = Share()

@@ -77,7 +77,7 @@ def sample_dataset(
         job = prepare(data, settings, **where)
         with job.folder:
             seconds_per_class = sample_classes(job, progress, _within_memory)
-            if not job.share.is_whole:
+            if shard is not None:
                 return load(job.folder.path)
             return finish_classes(job, out, started, seconds_per_class, progress=progress)
 

@@ -144,7 +144,7 @@ def prepare(
         check: called before anything is written.
     """
     share = share_of(shard)
-    if not share.is_whole:
+    if shard is not None:
         out, resume = _open_shard(share, out, overwrite)
     opening = open_run(data, settings, SampleConfig, out=out, resume=resume, overwrite=overwrite)
     folder = opening.folder or _scratch_or_other(opening.path, scratch, resume, overwrite)
