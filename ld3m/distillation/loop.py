@@ -3,9 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -19,7 +18,7 @@ from ld3m.distillation.objectives import Objective
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
 from ld3m.matching import LOSSES
-from ld3m.memory.plan import Plan, size_text
+from ld3m.memory.plan import Plan, planned, size_text
 from ld3m.runs.facts import measured
 from ld3m.runs.page import draw_curves
 from ld3m.runs.result import PARAMETERS, Result
@@ -226,7 +225,7 @@ class _Loop:
     def _plan_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
         self.optimizer.zero_grad()
-        plan = self._planned(lambda: None if self.plan is None else self.plan.smaller())
+        plan = planned(lambda: None if self.plan is None else self.plan.smaller(), "plan with less")
         if plan is None:
             needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
             raise MemoryBudgetError(
@@ -237,17 +236,6 @@ class _Loop:
         logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
         self._apply_plan(plan)
         release_memory(self.job.device)
-
-    def _planned(self, make: Callable[[], Plan | None]) -> Plan | None:
-        """Return the plan that the main process makes, which alone keeps its planner."""
-        own: list[Plan | None] = []
-
-        def work() -> Plan | None:
-            own.append(make())
-            return None if own[0] is None else replace(own[0], planner=None)
-
-        plan = processes.from_main(work, "plan with less")
-        return own[0] if own else plan
 
     def _apply_plan(self, plan: Plan) -> None:
         self.plan = plan
@@ -299,7 +287,7 @@ class _Loop:
             if (buffer := tensors.get(f"momentum/{name}")) is not None and buffer.shape == shape:
                 self.optimizer.state[parameter] = {"momentum_buffer": (buffer[own] if shape else buffer).to(parameter)}
         if _BUDGET in tensors and tensors[_BUDGET].numel() == 1 and (plan := self.plan) is not None:
-            smaller = self._planned(lambda: plan.within(int(tensors[_BUDGET])))
+            smaller = planned(lambda: plan.within(int(tensors[_BUDGET])), "plan with less")
             assert smaller is not None
             self._apply_plan(smaller)
         self.iteration = min(iteration, self.job.config.iterations)
