@@ -89,7 +89,7 @@ WORKER = """
 import os, sys, torch
 from ld3m.errors import ConfigError, MemoryBudgetError, NumericsError, ProcessError
 from ld3m.runtime import processes as p
-assert p.start()
+assert p.start(30)
 me = p.rank()
 def raised(kind, work):
     try: work()
