@@ -58,7 +58,7 @@ def test_every_iteration_matches_a_network_of_its_own(algorithm, distill_small, 
 
 def test_every_class_and_iteration_draws_real_images_of_its_own(distill_small, coloured, monkeypatch):
     images, labels = coloured
-    picked, whole = [], ImageSet.batch
+    picked, whole = [], ImageSet.at
 
     def batch(self, indices, *more):
         picked.append(tuple(self.labels[: int(i)].eq(self.labels[int(i)]).sum().item() for i in indices))
@@ -66,7 +66,7 @@ def test_every_class_and_iteration_draws_real_images_of_its_own(distill_small, c
 
     data = {"train": (images, labels), "test": (images[:6], labels[:6])}  # as many of every class
     with monkeypatch.context() as patch:
-        patch.setattr(ImageSet, "batch", batch)
+        patch.setattr(ImageSet, "at", batch)
         distill_small(data, **STILL | {"init": "noise"}, real_batch=6, iterations=3)
     drawn = [positions for positions in picked if len(positions) == 6]
     assert len(drawn) == len(set(drawn)) == 9
