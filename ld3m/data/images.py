@@ -106,6 +106,16 @@ def by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
     return torch.from_numpy(small.argsort(kind="stable")).split(sizes)
 
 
+def closed_up(images: Tensor, positions: Tensor, chunk: int = 1024) -> Tensor:
+    """Move the images at ascending positions (n,) to the front, in place; return them, a view of their memory."""
+    count = len(positions)
+    moved = (positions != torch.arange(count)).nonzero()
+    for start in range(int(moved[0]) if len(moved) else count, count, chunk):
+        end = min(start + chunk, count)
+        images[start:end] = images[positions[start:end]]
+    return images[:count]
+
+
 def to_unit(images: Tensor) -> Tensor:
     """Return images as float32 in [0, 1]: bytes are divided by 255, floats are there already."""
     return images.float() if images.is_floating_point() else images.float().div_(255)

@@ -17,7 +17,7 @@ from ld3m.data.dataset_files import is_parquet, is_saved, read_parquet, read_sav
 from ld3m.data.deep import RULES, Levels, choose_levels
 from ld3m.data.duplicates import copies, is_grey, say_what_repeats
 from ld3m.data.idx import is_idx_folder, read_idx_folder
-from ld3m.data.images import Dataset, ImageSet, channel_statistics
+from ld3m.data.images import Dataset, ImageSet, channel_statistics, closed_up
 from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
 from ld3m.data.naming import require_names
 from ld3m.data.subsets import first_or_drawn, narrowed
@@ -192,7 +192,7 @@ def _without_copies(train: ImageSet, test: ImageSet, raw: Source) -> ImageSet:
         "%s: %d of %d training images are copies of test images, exact or nearly, and are left out of training",
         name, len(found), len(train),
     )  # fmt: skip
-    return ImageSet(train.images[kept], labels, train.class_names)
+    return ImageSet(closed_up(train.images, kept.nonzero().flatten()), labels, train.class_names)
 
 
 def would_read(source: object, folder: Path) -> bool:
