@@ -83,7 +83,9 @@ class Source:
 
 
 class Store(Protocol):
-    """Room for decoded images that outlasts the process, block by block."""
+    """Room for decoded images that outlasts the process, block by block; `show` says whether with a bar."""
+
+    show: bool
 
     def room(self, split_name: str, count: int) -> np.ndarray:
         """Return room for the images of a split, with those that are there already."""
@@ -152,7 +154,9 @@ def decode(
         return _attempt(items, position, lambda image: fit(image, resolution, levels))
 
     known = {} if store is None else store.known(split_name)
-    with progress_bar(name=f"decoding {split_name}", total=count, unit="image", show=store is not None) as bar:
+    with progress_bar(
+        name=f"decoding {split_name}", total=count, unit="image", show=store is not None and store.show
+    ) as bar:
         for start in known:
             failures |= known[start]
             bar.update(min(_GROUP, count - start))
