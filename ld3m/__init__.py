@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from ld3m.runs.exporting import export
     from ld3m.runs.result import Result, load
     from ld3m.sampling.dataset import sample_dataset
+    from ld3m.sampling.merging import merge
     from ld3m.sampling.selected import select
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "export": "ld3m.runs.exporting",
     "invert": "ld3m.chain",
     "load": "ld3m.runs.result",
+    "merge": "ld3m.sampling.merging",
     "load_prior": "ld3m.priors",
     "plan_memory": "ld3m.memory",
     "reverse_chain": "ld3m.chain",
@@ -40,7 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Result", "__version__", "distill", "evaluate", "export", "invert", "load", "load_prior", "plan_memory",
+    "Result", "__version__", "distill", "evaluate", "export", "invert", "load", "load_prior", "merge", "plan_memory",
     "reverse_chain", "sample", "sample_dataset", "select",
 ]  # fmt: skip
 

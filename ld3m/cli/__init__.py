@@ -16,6 +16,7 @@ from ld3m.cli.export import ExportCommand
 from ld3m.cli.form import is_positional
 from ld3m.cli.info import InfoCommand
 from ld3m.cli.interrupts import Interrupts
+from ld3m.cli.merge import MergeCommand
 from ld3m.cli.processes import complain
 from ld3m.cli.run import DistillCommand, SampleCommand, SelectCommand
 from ld3m.cli.streams import Messages, drop_output, open_streams
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "distill": (DistillCommand, "distil, evaluate, write a folder with images and report"),
     "sample": (SampleCommand, "sample images from a prior by statistics of the real ones (D3HR), the same folder"),
     "select": (SelectCommand, "choose real images, by a teacher or without, the same folder"),
+    "merge": (MergeCommand, "make one run of the shards that `sample --shard` left"),
     "evaluate": (EvaluateCommand, "train networks on a distilled set and on real images, compare"),
     "experts": (ExpertsCommand, "train expert trajectories for --algorithm mtt"),
     "prior train": (PriorTrainCommand, "train a small latent diffusion model on your own images"),

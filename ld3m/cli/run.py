@@ -51,6 +51,10 @@ class RunCommand(Command):
         """Return what makes the run."""
         raise NotImplementedError
 
+    def more(self) -> dict[str, object]:
+        """Return what it takes beside what all take."""
+        return {}
+
     @classmethod
     def call(cls, argv: list[str], prog: str) -> None:
         """Parse a command line, make the run, and say where it is and what it scores."""
@@ -75,7 +79,7 @@ class RunCommand(Command):
         from ld3m.runs.marker import settings_path
         from ld3m.runs.report import Report
 
-        options = {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
+        options = {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet, **self.more()}
         try:
             result = self.function()(data, out=out, **options, **settings)
         except (KeyboardInterrupt, ProcessError):
@@ -114,11 +118,16 @@ class SampleCommand(RunCommand):
 
     is_shared = True
 
+    shard: str | None = None
+    """i/n, i from 0: sample every n-th class from class i on, in shards/ of --out, for `ld3m merge`."""
     settings: Flat[SampleConfig] = field(default_factory=SampleConfig)
 
     @property
     def method(self) -> str:
         return f"sample-{self.settings.selector}"
+
+    def more(self) -> dict[str, object]:
+        return {} if self.shard is None else {"shard": self.shard}
 
     @staticmethod
     def function() -> "Callable[..., Result]":

@@ -13,6 +13,7 @@ from ld3m.runtime.storage import is_temporary, write_json
 
 CONFIG = "config.yaml"
 MARKER, NEXT_CONFIG = ".ld3m.json", ".ld3m.config.yaml"
+SHARDS = "shards"  # folder of the parts of a run, which are merged into the folder that it lies in
 # What every release has written into config.yaml
 ALWAYS_STORED = frozenset({"data", "prior", "ipc", "resolution", "device", "dtype", "seed", "evaluate"})
 
@@ -39,8 +40,8 @@ def write_marker(folder: Path, **more: object) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing but what a killed command left is in a folder."""
-    return all(is_temporary(entry) or entry.name in (MARKER, NEXT_CONFIG) for entry in folder.iterdir())
+    """Whether nothing but shards, and what a killed command left, is in a folder."""
+    return all(is_temporary(entry) or entry.name in (MARKER, NEXT_CONFIG, SHARDS) for entry in folder.iterdir())
 
 
 def is_run(folder: Path) -> bool:

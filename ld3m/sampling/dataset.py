@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -31,6 +31,7 @@ from ld3m.sampling.job import SampleJob, prepare
 from ld3m.sampling.record import Record, stored_or_none
 
 logger = logging.getLogger(__name__)
+Maker = Callable[[SampleJob, int, RowFile], tuple[SampleJob, dict[str, object]]]
 
 
 @keywords_of(SampleConfig)
@@ -41,6 +42,7 @@ def sample_dataset(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    shard: str | tuple[int, int] | None = None,
     **settings: Unpack[SampleKeywords],
 ) -> Result:
     """Sample a few images per class from a prior, by statistics of the real ones (D3HR, arXiv 2505.18399).
@@ -54,6 +56,8 @@ def sample_dataset(
         resume: go on with the run in `out`, class by class; settings that are given must be the stored ones.
         overwrite: replace the run in `out`.
         progress: show a progress bar.
+        shard: "i/n" or (i, n), for i from 0 to n − 1: sample every n-th class from class i on alone, in the folder
+            `shards/i-of-n` of `out`, and go on where it was; `ld3m.merge(out)` makes one run of all.
         **settings: fields of `ld3m.sampling.SampleConfig`.
 
     Returns:
@@ -69,24 +73,30 @@ def sample_dataset(
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        where = {"out": out, "resume": resume, "overwrite": overwrite, "scratch": Path(scratch)}
+        where = {"out": out, "resume": resume, "overwrite": overwrite, "scratch": Path(scratch), "shard": shard}
         job = prepare(data, settings, **where)
         with job.folder:
-            seconds_per_class = _sample_classes(job, progress)
+            seconds_per_class = sample_classes(job, progress, _within_memory)
+            if shard is not None:
+                return load(job.folder.path)
             return finish_classes(job, out, started, seconds_per_class, progress=progress)
 
 
-def _sample_classes(job: SampleJob, progress: bool) -> float | None:
-    """Sample the classes that are not there yet, or no longer whole; return the seconds each took, None for none."""
-    num_classes, count = job.dataset.train.num_classes, processes.world_size()
+def sample_classes(job: SampleJob, progress: bool, make: Maker) -> float | None:
+    """Make the classes that are not there yet, or no longer whole; return the seconds each took, None for none.
+
+    Args:
+        make: writes a class into the folder, and its rows; it returns the job to go on with, and a line for the log.
+    """
+    classes, count = job.classes, processes.world_size()
     records: list[Record] = []  # of the main process
 
     def open_classes() -> tuple[list[int], int] | None:
         done, kept = (job.folder.load_checkpoint() if job.folder.is_resumed else None) or (0, {})
         records.append(record := Record(job, kept))
         if whole := _whole_set(job.folder.path):
-            _mend_statistics(job, record, num_classes)
-            record.mend_pictures(range(num_classes), lambda label: whole.images[whole.labels == label])
+            _mend_statistics(job, record, len(classes))
+            record.mend_pictures(classes, lambda label: whole.images[whole.labels == job.share.position(label)])
             return None
         rows = _row_file(job)
         if rows.is_new and done:
@@ -96,27 +106,28 @@ def _sample_classes(job: SampleJob, progress: bool) -> float | None:
         _mend_statistics(job, record, done)
         lost = record.damaged(rows, done)
         record.mend_pictures(
-            (label for label in range(done) if label not in lost),
-            lambda label: rows.read("images", label * job.config.ipc, job.config.ipc),
+            (label for label in classes[:done] if label not in lost),
+            lambda label: rows.read("images", job.first_row(label), job.config.ipc),
         )
         return list(lost), done
 
     if (found := processes.from_main(open_classes, "open the set")) is None:
         return None
     lost, done = found
-    rows, left = _row_file(job), [*lost, *range(done, num_classes)]
-    started, first = time.perf_counter(), num_classes - len(left)
-    with progress_bar(name="sampling", initial=first, total=num_classes, show=progress, unit="class") as bar:
+    rows, left = _row_file(job), [*lost, *classes[done:]]
+    started, first = time.perf_counter(), len(classes) - len(left)
+    with progress_bar(name="sampling", initial=first, total=len(classes), show=progress, unit="class") as bar:
         for block in (left[start : start + count] for start in range(0, len(left), count)):  # a class a process
             line: dict[str, object] = {}
             if processes.rank() < len(block):
-                job, line = _within_memory(job, block[processes.rank()], rows)
+                job, line = make(job, block[processes.rank()], rows)
             lines = processes.gather(line, "sample their classes")
             if processes.is_main():
                 for label, line in zip(block, lines, strict=False):
                     records[0].note(rows, label)
-                    job.folder.log({"iteration": label, "class": job.dataset.class_names[label], **line})
-                    done = max(done, label + 1)
+                    number = job.share.position(label)
+                    job.folder.log({"iteration": number, "class": job.dataset.class_names[label], **line})
+                    done = max(done, number + 1)
                 job.folder.save_checkpoint(done, records[0].state())
             bar.update(len(block))
     seconds = (time.perf_counter() - started) / max(1, len(left))
@@ -152,7 +163,7 @@ def _row_file(job: SampleJob) -> RowFile:
     """Open the distilled set."""
     side = job.config.resolution // job.prior.downsample
     weights = {WEIGHTS: ()} if SELECTORS[job.config.selector].is_weighted else {}
-    return open_set(job, latents=(job.prior.latent_channels, side, side), **weights)
+    return open_set(job, share=job.share, latents=(job.prior.latent_channels, side, side), **weights)
 
 
 def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob, dict[str, object]]:
@@ -194,10 +205,10 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     _require_finite(job, label, {"images": images})
     images = from_signed(images)
     pictures.save_numbered(job.folder.path / "images" / job.folder_names[label], images)
-    rows.write("latents", chosen.latents, label * config.ipc)
+    rows.write("latents", chosen.latents, job.first_row(label))
     if statistics.weights is not None:
-        rows.write(WEIGHTS, statistics.weights, label * config.ipc)
-    rows.write("images", images, label * config.ipc)
+        rows.write(WEIGHTS, statistics.weights, job.first_row(label))
+    rows.write("images", images, job.first_row(label))
     return {**facts, "seconds": round(time.perf_counter() - started, 4)}
 
 

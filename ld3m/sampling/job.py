@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,13 @@ from ld3m.evaluation.finish import check_protocol
 from ld3m.priors import ExecutionConfig, Prior, StyleGAN, load_prior
 from ld3m.priors.classes import match_classes
 from ld3m.runs.folder import DISTILLED, RunFolder
+from ld3m.runs.marker import is_run
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
 from ld3m.runs.result import folder_names
+from ld3m.runs.shards import WHOLE, Share, share_of
 from ld3m.runtime import processes, seeds
 from ld3m.runtime.fingerprints import fingerprint
+from ld3m.runtime.reading import expanded
 from ld3m.runtime.storage import load_tensors
 from ld3m.sampling import SELECTORS
 from ld3m.sampling.statistics import ClassStatistics
@@ -38,6 +41,16 @@ class SampleJob(Run):
     folder: RunFolder
     prior: Prior
     class_ids: list[int]
+    share: Share = WHOLE
+
+    @property
+    def classes(self) -> range:
+        """The labels that are sampled here."""
+        return self.share.classes(self.dataset.train.num_classes)
+
+    def first_row(self, label: int) -> int:
+        """Return where the images of a class begin in the set."""
+        return self.share.position(label) * self.config.ipc
 
     @cached_property
     def folder_names(self) -> list[str]:
@@ -108,6 +121,10 @@ class SampleJob(Run):
         return {key: str(value) for key, value in about.items()}
 
 
+# Of a job, and the fingerprints of what it follows from beside its data
+Check = Callable[[SampleJob, Mapping[str, str]], None]
+
+
 def prepare(
     data: object,
     settings: Mapping[str, object],
@@ -116,12 +133,19 @@ def prepare(
     resume: bool,
     overwrite: bool,
     scratch: Path,
+    shard: object = None,
+    check: Check | None = None,
 ) -> SampleJob:
     """Check settings, folder, prior and data, in this order, and build what the classes need.
 
     Args:
         scratch: empty folder that stands for `out` where there is none.
+        shard: as of `sample_dataset`.
+        check: called before anything is written.
     """
+    share = share_of(shard)
+    if shard is not None:
+        out, resume = _open_shard(share, out, overwrite)
     opening = open_run(data, settings, SampleConfig, out=out, resume=resume, overwrite=overwrite)
     folder = opening.folder or _scratch_or_other(opening.path, scratch, resume, overwrite)
     one_of(opening.config.selector, "selector", tuple(SELECTORS))
@@ -135,10 +159,25 @@ def prepare(
     dataset = opening.load_data(config)
     config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
-    job = SampleJob(config, opening.data_name, dataset, folder, device, prior, class_ids)
+    share.classes(dataset.train.num_classes)  # which refuses more shards than classes
+    job = SampleJob(config, opening.data_name, dataset, folder, device, prior, class_ids, share)
     sources = sources_of(prior, statistics=job.statistics_fingerprint())
+    if check is not None:
+        check(job, sources)
     processes.from_main(lambda: folder.start(opening.data_name, config, dataset.fingerprint, sources), "begin the run")
     return job
+
+
+def _open_shard(share: Share, out: str | Path | None, overwrite: bool) -> tuple[Path, bool]:
+    """Return the folder of a shard, and whether it is there already: then it is gone on with."""
+    if out is None:
+        raise ConfigError("a shard needs out=, the folder of the run that the shards are merged to")
+    if processes.world_size() > 1:
+        raise ConfigError("shard is for commands on their own, and these processes share one; leave one of the two out")
+    folder = share.folder(expanded(out, "out"))
+    if is_run(expanded(out, "out")) and not is_run(folder):
+        raise ConfigError(f"out {out} is a run already, not one in shards; choose another --out")
+    return folder, is_run(folder) and not overwrite
 
 
 def _scratch_or_other(path: Path | None, scratch: Path, resume: bool, overwrite: bool) -> RunFolder:

@@ -29,7 +29,7 @@ class Record:
 
     def __init__(self, job: SampleJob, stored: Mapping[str, Tensor]) -> None:
         self._job = job
-        count = job.dataset.train.num_classes
+        count = len(job.classes)
         self._digests = torch.zeros(count, 2, _BYTES, dtype=torch.uint8)  # of rows and pictures; zeros: not known
         if _KEY in stored and stored[_KEY].shape == self._digests.shape:
             self._digests = stored[_KEY].clone()
@@ -41,11 +41,11 @@ class Record:
     def note(self, rows: RowFile, label: int) -> None:
         """Take note of a class that is done."""
         digests = self._rows_digest(rows, label), self._pictures_digest(label)
-        self._digests[label] = torch.tensor([list(bytes.fromhex(one)) for one in digests])
+        self._digests[self._job.share.position(label)] = torch.tensor([list(bytes.fromhex(one)) for one in digests])
 
     def damaged(self, rows: RowFile, done: int) -> list[int]:
         """Return those of the first `done` classes whose rows are not what was written, and say so."""
-        lost = [k for k in range(done) if self._is_changed(k, 0, self._rows_digest(rows, k))]
+        lost = [k for k in self._job.classes[:done] if self._is_changed(k, 0, self._rows_digest(rows, k))]
         for label in lost:
             name = self._job.dataset.class_names[label]
             logger.warning("the rows of class %r in %s are damaged; it is sampled again", name, rows.path)
@@ -55,7 +55,7 @@ class Record:
         """Return those of the first `done` classes whose own statistics are missing or damaged."""
         if self._job.config.statistics is not None:  # of another run, looked at as it was opened
             return []
-        return [label for label in range(done) if stored_or_none(self._job, label) is None]
+        return [label for label in self._job.classes[:done] if stored_or_none(self._job, label) is None]
 
     def mend_pictures(self, labels: Iterable[int], images_of: Callable[[int], Tensor]) -> None:
         """Draw pictures of classes again, from their images, where some are missing or damaged."""
@@ -65,13 +65,13 @@ class Record:
                 pictures.save_numbered(self._folder(label), images_of(label))
 
     def _is_changed(self, label: int, kind: int, digest: str) -> bool:
-        noted = self._digests[label, kind]
+        noted = self._digests[self._job.share.position(label), kind]
         return bool(noted.any()) and bytes(noted.tolist()).hex() != digest
 
     def _rows_digest(self, rows: RowFile, label: int) -> str:
         ipc = self._job.config.ipc
         weights = [WEIGHTS] if SELECTORS[self._job.config.selector].is_weighted else []
-        return rows.digest(label * ipc, ipc, "latents", "images", *weights)
+        return rows.digest(self._job.first_row(label), ipc, "latents", "images", *weights)
 
     def _pictures_digest(self, label: int) -> str:
         files = [self._folder(label) / f"{k}.png" for k in range(self._job.config.ipc)]

@@ -22,6 +22,7 @@ from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of
 from ld3m.runs.result import WEIGHTS, Result, folder_names
 from ld3m.runs.set_rows import open_set
+from ld3m.runs.shards import WHOLE
 from ld3m.runtime import seeds
 from ld3m.runtime.progress import progress_bar
 from ld3m.runtime.rows import RowFile
@@ -131,7 +132,8 @@ def _choose_classes(job: SelectJob, progress: bool) -> float | None:
     if (job.folder.path / DISTILLED).is_file():
         return None
     num_classes = len(job.dataset.class_names)
-    rows = open_set(job, **({WEIGHTS: ()} if job.judges.selection.is_weighted else {}))
+    more: dict[str, tuple[int, ...]] = {WEIGHTS: ()} if job.judges.selection.is_weighted else {}
+    rows = open_set(job, share=WHOLE, **more)
     stored = job.folder.load_checkpoint() if job.folder.is_resumed else None
     first = 0 if stored is None or rows.is_new else stored[0]
     if stored is not None and not first:

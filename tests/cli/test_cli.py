@@ -22,6 +22,7 @@ COMMANDS = {
     "distill": [cli.DistillCommand, DistillConfig],
     "sample": [cli.SampleCommand, SampleConfig],
     "select": [cli.SelectCommand, SelectConfig],
+    "merge": [cli.MergeCommand],
     "evaluate": [cli.EvaluateCommand, EvaluateConfig],
     "experts": [cli.ExpertsCommand, ExpertTraining],
     "prior train": [cli.PriorTrainCommand, PriorTraining],

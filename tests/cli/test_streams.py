@@ -28,10 +28,10 @@ def run(line, redirected, **words):
     "redirected",
     [
         pytest.param("2>/dev/full", marks=FULL),
-        "2>&-",
+        pytest.param("2>&-", marks=pytest.mark.slow),
         "2>&- >&-",
         "2> >(head -c 1 >/dev/null)",
-        pytest.param("2>/dev/full >/dev/null", marks=FULL),
+        pytest.param("2>/dev/full >/dev/null", marks=[FULL, pytest.mark.slow]),
     ],
 )
 def test_what_cannot_be_said_stops_no_work(redirected, coloured_folder, tmp_path):
@@ -50,8 +50,8 @@ def test_a_result_that_cannot_be_printed_is_said(coloured_folder, tmp_path):
     ("line", "redirected", "status"),
     [
         ("info", "| head -n 1", 0),
-        ("distill --help", "| head -n 1", 0),
-        ("info", ">&-", 0),
+        pytest.param("distill --help", "| head -n 1", 0, marks=pytest.mark.slow),
+        pytest.param("info", ">&-", 0, marks=pytest.mark.slow),
         pytest.param("info", ">/dev/full", 2, marks=FULL),
         pytest.param("distill --nonsense", "2>/dev/full", 2, marks=FULL),
         ("distill --nonsense", "2>&-", 2),

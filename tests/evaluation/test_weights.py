@@ -47,7 +47,12 @@ def test_a_mixed_image_has_the_weights_of_its_parts():
     torch.testing.assert_close(_loss(LOGITS, answers, None, rded, WEIGHTS), (WEIGHTS * divergences).mean())
 
 
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if PROTOCOLS[name].labels == "hard"])
+HARD = [name for name in PROTOCOLS if PROTOCOLS[name].labels == "hard"]
+
+
+@pytest.mark.parametrize(
+    "protocol", [pytest.param(name, marks=pytest.mark.slow) if name == "minimax-hard" else name for name in HARD]
+)
 def test_uniform_weights_change_no_bit(protocol, toy, result):
     options = {"protocol": find(protocol).with_epochs(3), "networks": ["ConvNet-w0.06"], "repeats": 1}
     options |= {"baselines": (), "progress": False}
