@@ -355,3 +355,24 @@ class _Box:
 def saved_tensors() -> type[SavedTensors]:
     """The class: `with saved_tensors(*modules) as count`."""
     return SavedTensors
+
+
+@pytest.fixture(scope="session")
+def interrupt() -> Callable[..., None]:
+    """Make the n-th call of an attribute raise, before or after it has done its work."""
+
+    def install(patch, owner, name, call, *, after=False, error=KeyboardInterrupt):
+        original, calls = getattr(owner, name), iter(range(1000))
+
+        def wrapped(*args, **kwargs):
+            is_hit = next(calls) == call
+            if is_hit and not after:
+                raise error
+            result = original(*args, **kwargs)
+            if is_hit:
+                raise error
+            return result
+
+        patch.setattr(owner, name, wrapped)
+
+    return install

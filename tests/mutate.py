@@ -297,12 +297,12 @@ def report(fates: list[dict[str, object]]) -> int:
     for fate in fates:
         rooms[fate["room"]][fate["fate"]] += 1
         rooms["all"][fate["fate"]] += 1
-    share = 1.0
+    share = dict[str, float]()
     for room, counts in rooms.items():
         missed, total = sum(counts[fate] for fate in MISSED), sum(counts.values()) - counts["equivalent"]
-        share = 1 - missed / total if total else 1.0
-        print(f"{room:16} {total - missed:4} of {total:4} killed, {100 * share:5.1f} %  {dict(counts)}")
-    return int(share < 0.95)
+        share[room] = 1 - missed / total if total else 1.0
+        print(f"{room:16} {total - missed:4} of {total:4} killed, {100 * share[room]:5.1f} %  {dict(counts)}")
+    return int(share.get("all", 1.0) < 0.95)
 
 
 if __name__ == "__main__":

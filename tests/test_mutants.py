@@ -5,6 +5,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCE = '''"""Text."""
 def f(x, seed, low=1):
     """More text."""
@@ -39,3 +41,14 @@ def test_mutants_of_every_kind():
     for mutant in found:
         text = mutant.apply(SOURCE.encode()).decode()
         assert ast.dump(ast.parse(text)) != ast.dump(ast.parse(SOURCE)), mutant
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_score_is_that_of_all_rooms(order, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    from tests.mutate import report
+
+    weak = [{"room": "weak", "fate": "survived"}] * 20
+    assert report([*weak, {"room": "strong", "fate": "killed"}][::order]) == 1
+    assert "all                 1 of   21 killed" in capsys.readouterr().out
+    assert report([{"room": "strong", "fate": "killed"}] * 99 + weak[:1]) == 0

@@ -7,7 +7,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from ld3m.runtime.signals import SIGNALS
+
 _PATIENCE = 3.0  # seconds for a command to keep its state; what is written is whole or not there at any moment
 
 
@@ -27,7 +28,7 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._former[number] = signal.signal(number, self._take)
         return self

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Generator
 
-_TIMEOUT = 30.0  # of `runtime.processes`, which imports torch
+TIMEOUT = 30.0  # minutes that one process waits for the others
 
 
 def is_one_of_several() -> bool:
@@ -56,8 +56,8 @@ def launcher(prog: str) -> str:
 def _timeout(argv: list[str]) -> float:
     """Return --timeout of a command line: needed before the line is read, whose faults all processes are to know."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--timeout", type=float, default=_TIMEOUT)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT)
     with contextlib.suppress(argparse.ArgumentError):
         given = parser.parse_known_args(argv)[0].timeout
-        return given if given > 0 else _TIMEOUT
-    return _TIMEOUT
+        return given if given > 0 else TIMEOUT
+    return TIMEOUT

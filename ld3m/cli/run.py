@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ld3m.cli.commands import Command, Flat, Positional, parse
-from ld3m.cli.processes import is_one_of_several, launcher, speaks
+from ld3m.cli.processes import TIMEOUT, is_one_of_several, launcher, speaks
 from ld3m.config import DistillConfig, SampleConfig, SelectConfig, SetConfig, build, read_yaml
 from ld3m.errors import ConfigError, ProcessError
 
@@ -33,7 +33,7 @@ class RunCommand(Command):
     """YAML of settings; options on the command line win over it."""
     quiet: bool = False
     """No progress bars."""
-    timeout: float = 30.0
+    timeout: float = TIMEOUT
     """Minutes that one of several processes waits for the others."""
     cache: str | None = None
     """Folder for decoded images that later commands use, or "off"; the user's cache, for large sets, when not given."""

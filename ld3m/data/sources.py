@@ -88,19 +88,8 @@ def load(
     if bit_range is not None and str(bit_range) not in RULES:
         raise DataError(f"bit_range is one of {', '.join(RULES)}, got {bit_range!r}")
     if isinstance(source, Dataset):
-        if source.resolution != resolution:
-            raise DataError(
-                f"data {source.name!r} was loaded at resolution {source.resolution}, asked for is {resolution}; "
-                f"load its source again with resolution={resolution}"
-            )
-        given = [f"holdout={holdout}"] * (holdout is not None) + ["strict=True"] * strict
-        given += [f"bit_range={bit_range}"] * (bit_range is not None)
-        given += [f"classes={classes!r}"] * (classes is not None) + [f"per_class={per_class}"] * (per_class is not None)
-        if given:
-            raise DataError(
-                f"{' and '.join(given)} would have no effect: data {source.name!r} has been split and read already; "
-                "leave it out here, and pass it to ld3m.data.load when the source is loaded"
-            )
+        said = {"holdout": holdout, "strict": strict or None, "bit_range": bit_range}
+        _require_as_read(source, resolution, said | {"classes": classes, "per_class": per_class})
         return source
 
     def make(shelf: Shelf | None) -> Dataset:
@@ -122,6 +111,21 @@ def load(
     train = first_or_drawn(dataset.train, per_class, per_class_seed)
     mean, std = channel_statistics(train.images)
     return replace(dataset, train=train, mean=mean, std=std)
+
+
+def _require_as_read(dataset: Dataset, resolution: int, said: dict[str, object]) -> None:
+    """Refuse to read a data set otherwise that has been read: other resolution, or options that are not None."""
+    if dataset.resolution != resolution:
+        raise DataError(
+            f"data {dataset.name!r} was loaded at resolution {dataset.resolution}, asked for is {resolution}; "
+            f"load its source again with resolution={resolution}"
+        )
+    given = [f"{name}={value!r}" for name, value in said.items() if value is not None]
+    if given:
+        raise DataError(
+            f"{' and '.join(given)} would have no effect: data {dataset.name!r} has been split and read already; "
+            "leave it out here, and pass it to ld3m.data.load when the source is loaded"
+        )
 
 
 def look(source: object) -> Source:

@@ -76,20 +76,15 @@ def train_experts(
 
     files = [Path(folder) / f"expert-{index:05d}.safetensors" for index in range(num_experts)]
 
-    def find() -> dict[int, Path]:
-        sweep(Path(folder))
-        return {index: file for index, file in enumerate(files) if not file.exists()}
-
     with owning(Path(folder)) if processes.is_main() else contextlib.nullcontext():
-        missing = processes.from_main(find, "look for experts")
+        missing = processes.from_main(lambda: _missing(Path(folder), files), "look for experts")
         for file in files:
             if file.exists():
                 _check(file, plan, metadata)
         logger.info("%d of %d experts are in %s", num_experts - len(missing), num_experts, folder)
-        own = processes.share(list(missing), processes.rank(), processes.world_size())
-        missing = {index: missing[index] for index in own}
-        with progress_bar(name="experts", total=len(missing) * epochs, unit="epoch", show=progress) as bar:
-            for index, file in missing.items():
+        own = processes.share(missing, processes.rank(), processes.world_size())
+        with progress_bar(name="experts", total=len(own) * epochs, unit="epoch", show=progress) as bar:
+            for index in own:
                 generator = seeds.generator(seed, "expert", index)
                 expert = networks.build(network, width=width, generator=generator, **size).to(device)
                 tensors = _snapshot(expert, 0)
@@ -99,9 +94,8 @@ def train_experts(
                         tensors |= _snapshot(expert, epoch)
                         bar.set_postfix(expert=index, loss=f"{loss:.3f}", refresh=False)
                         bar.update()
-                if not all(bool(tensor.isfinite().all()) for tensor in _snapshot(expert, 0).values()):
-                    raise NumericsError(f"expert {index} diverged: its weights are not finite; lower lr, which is {lr}")
-                save_tensors(file, tensors, metadata)
+                _require_finite(expert, index, lr)
+                save_tensors(files[index], tensors, metadata)
         processes.gather(None, "train their experts")
     return files
 
@@ -199,6 +193,17 @@ def _train_epoch(
         optimizer.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
+
+
+def _missing(folder: Path, files: list[Path]) -> list[int]:
+    """Return the numbers of the experts that are still to be trained; what a killed training left is removed."""
+    sweep(folder)
+    return [index for index, file in enumerate(files) if not file.exists()]
+
+
+def _require_finite(expert: nn.Module, index: int, lr: float) -> None:
+    if not all(bool(parameter.isfinite().all()) for parameter in expert.parameters()):
+        raise NumericsError(f"expert {index} diverged: its weights are not finite; lower lr, which is {lr}")
 
 
 def _snapshot(network: nn.Module, epoch: int) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ld3m.errors import ConfigError
 from ld3m.evaluation.finish import check_protocol
 from ld3m.evaluation.measuring import Judges, easiest, open_teacher
 from ld3m.matching import LOSSES
-from ld3m.memory.plan import Plan
+from ld3m.memory.plan import Plan, planned
 from ld3m.priors import Prior, StyleGAN
 from ld3m.runs.folder import DISTILLED, RunFolder
 from ld3m.runs.opening import Run, open_run, sources_of, with_dtype
@@ -84,15 +84,7 @@ def prepare(
     real = dataset if config.keep is None or judges is None else easiest(dataset, judges, config.keep)
     real.train.require_per_class(config.ipc, f"--keep {config.keep:g} and --ipc" if config.keep else "--ipc")
     experts = None if LOSSES[config.algorithm].is_streamed else _check_experts(config, real, opening.path)
-    own_plan = None
-
-    def make_plan() -> Plan | None:
-        nonlocal own_plan
-        own_plan = _cut(setup.plan(config, prior, real), config, real)
-        return None if own_plan is None else replace(own_plan, planner=None)
-
-    plan = processes.from_main(make_plan, "plan the memory")
-    plan = own_plan if processes.is_main() else plan
+    plan = planned(lambda: _cut(setup.plan(config, prior, real), config, real), "plan the memory")
     if plan is not None:
         logger.info("%s", plan)
         config = replace(config, **{name: getattr(plan, name) for name in _PLANNED if name in setup.settings})

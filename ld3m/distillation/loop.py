@@ -3,9 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -20,7 +19,7 @@ from ld3m.distillation.optimizer import Descent
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
 from ld3m.matching import LOSSES
-from ld3m.memory.plan import Plan, size_text
+from ld3m.memory.plan import Plan, planned, size_text
 from ld3m.runs.facts import measured
 from ld3m.runs.page import draw_curves
 from ld3m.runs.result import PARAMETERS, Result
@@ -228,7 +227,7 @@ class _Loop:
     def _plan_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
         self.optimizer.zero_grad()
-        plan = self._planned(lambda: None if self.plan is None else self.plan.smaller())
+        plan = planned(lambda: None if self.plan is None else self.plan.smaller(), "plan with less")
         if plan is None:
             needed = "" if self.plan is None else f" for what was planned, {size_text(self.plan.peak_bytes)}"
             raise MemoryBudgetError(
@@ -239,17 +238,6 @@ class _Loop:
         logger.warning("out of memory in iteration %d; it is repeated with less: %s", iteration, plan)
         self._apply_plan(plan)
         release_memory(self.job.device)
-
-    def _planned(self, make: Callable[[], Plan | None]) -> Plan | None:
-        """Return the plan that the main process makes, which alone keeps its planner."""
-        own: list[Plan | None] = []
-
-        def work() -> Plan | None:
-            own.append(make())
-            return None if own[0] is None else replace(own[0], planner=None)
-
-        plan = processes.from_main(work, "plan with less")
-        return own[0] if own else plan
 
     def _apply_plan(self, plan: Plan) -> None:
         self.plan = plan
@@ -286,7 +274,7 @@ class _Loop:
             if (buffer := tensors.get(momentum)) is not None and buffer.shape == shape:
                 state[momentum] = buffer[own] if shape else buffer
         if _BUDGET in tensors and tensors[_BUDGET].numel() == 1 and (plan := self.plan) is not None:
-            smaller = self._planned(lambda: plan.within(int(tensors[_BUDGET])))
+            smaller = planned(lambda: plan.within(int(tensors[_BUDGET])), "plan with less")
             assert smaller is not None
             self._apply_plan(smaller)
         self.optimizer.restore(min(iteration, self.job.config.iterations), state)

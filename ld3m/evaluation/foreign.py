@@ -63,16 +63,19 @@ def open_foreign(source: object, resolution: int | None, *, strict: bool, bit_ra
     if raw is not None and len(raw.train.keys) and isinstance(raw.train.read(0), Tensor):
         images, rule = sized(_stacked(raw.train), resolution)
         wnids = raw.wnids or (None,) * len(raw.class_names)
-        is_named = not all(name.isdecimal() for name in raw.class_names)
-        return ForeignSet(raw.name, images, raw.train.labels, raw.class_names, wnids, True, is_named, rule)
+        own = raw.name, images, raw.train.labels, raw.class_names, wnids
+        return ForeignSet(*own, True, _is_named(raw.class_names), rule)
     sizes = _sizes(raw.train, range(len(raw.train.keys))) if raw is not None else _sizes_of_dataset(source)
     side = resolution or _own_side(sizes)
     reading: dict[str, Any] = {"resolution": side, "strict": strict, "bit_range": bit_range}
     has_test = raw is not None and raw.test is not None
     dataset = load_data(source, **{**reading, "holdout": None if has_test else 0})
     rule = "" if sizes <= {(side, side)} else f"centre-square to {side} px"
-    is_named = not all(name.isdecimal() for name in dataset.class_names)
-    return _from_dataset(dataset, is_named, rule)
+    return _from_dataset(dataset, _is_named(dataset.class_names), rule)
+
+
+def _is_named(class_names: Sequence[str]) -> bool:
+    return not all(name.isdecimal() for name in class_names)
 
 
 def _from_dataset(dataset: Dataset, is_named: bool, rule: str) -> ForeignSet:
@@ -101,7 +104,7 @@ def sized(images: Tensor, resolution: int | None) -> tuple[Tensor, str]:
     """Return tensors at a resolution, and the rule by which they got there."""
     height, width = images.shape[-2:]
     if height != width and resolution is None:
-        raise DataError(f"the images of the set are {width} × {height}; say resolution, the side of a centred square")
+        raise _oblong(width, height)
     side = resolution or (MNIST_RESOLUTION if height == MNIST_SIDE and images.shape[1] == 1 else height)
     if (height, width) == (side, side):
         return images, ""
@@ -149,7 +152,7 @@ def _own_side(sizes: set[tuple[int, int]]) -> int:
         (width, height) = next(iter(sizes))
         if width == height:
             return MNIST_RESOLUTION if width == MNIST_SIDE else width
-        raise DataError(f"the images of the set are {width} × {height}; say resolution, the side of a centred square")
+        raise _oblong(width, height)
     if not sizes:
         raise DataError("the set has no image that can be read")
     shown = ", ".join(f"{width} × {height}" for width, height in sorted(sizes)[:_SHOWN])
@@ -158,6 +161,10 @@ def _own_side(sizes: set[tuple[int, int]]) -> int:
         f"the images of the set have several sizes, {shown}{more}, and no rule: say resolution, to which the largest "
         "centred square of each is resampled"
     )
+
+
+def _oblong(width: int, height: int) -> DataError:
+    return DataError(f"the images of the set are {width} × {height}; say resolution, the side of a centred square")
 
 
 def in_unit_range(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

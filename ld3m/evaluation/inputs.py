@@ -70,8 +70,6 @@ def open_inputs(
     data: object,
     image_range: str = "unit",
     *,
-    strict: bool = False,
-    bit_range: str | int | None = None,
     reading: Reading | None = None,
 ) -> tuple[Result, Dataset, Path | None]:
     """Return the distilled set, the data at its resolution, and the folder that was given.
@@ -81,15 +79,14 @@ def open_inputs(
         data: a Dataset, or any source that `ld3m.data.load` reads.
         image_range: what floating-point images are given in: "unit" for [0, 1], "signed" for [-1, 1], "bytes" for
             0…255, "normalized" by the mean and standard deviation of the data.
-        strict, bit_range: as of `ld3m.data.load`; the latter is that of the distillation when not given.
-        reading: all of these, and more.
+        reading: that, and how the rest is read; bit_range is that of the distillation when not given.
 
     Raises:
         CheckpointError: there is no such folder, or it holds no distilled set.
         DataError: classes differ, or there is nothing to test on.
         InputError: the images or labels are not such.
     """
-    reading = reading or Reading(image_range, strict, bit_range)
+    reading = reading or Reading(image_range)
     if reading.image_range not in RANGES:
         raise InputError(f"image_range is one of {', '.join(RANGES)}, got {reading.image_range!r}")
     folder = Path(inputs) if is_run(inputs) and isinstance(inputs, str | os.PathLike) else None

@@ -1,5 +1,7 @@
 """The table of protocols, each as published, with where it comes from and what differs."""
 
+from dataclasses import replace
+
 from ld3m.config import one_of
 from ld3m.evaluation.protocol import SCHEDULES as SCHEDULES
 from ld3m.evaluation.protocol import Protocol, Recipe
@@ -127,15 +129,12 @@ _DC = Protocol(
 )
 
 # DSA and DM test with the same code and their own augmentation, for longer
-_DSA = Protocol(
+_DSA = replace(
+    _DC,
     name="dsa",
     source="Zhao and Bilen 2021 (DSA) and 2023 (DM), github.com/VICO-UoE/DatasetCondensation, evaluate_synset",
-    networks=("ConvNet",),
-    recipes={name: Recipe(0.01, 1001, 0.0) for name in ("ConvNet", "AlexNet", "VGG11", "ResNet18", "ViT")},
-    schedule="tenth",
+    recipes={name: replace(recipe, epochs=1001) for name, recipe in _DC.recipes.items()},
     augmentation="dsa",
-    frames=True,
-    deviations=_DC.deviations,
 )
 
 _RDED = Protocol(

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,22 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def planned(make: Callable[[], Plan | None], what: str) -> Plan | None:
+    """Return the plan that the main process makes, in all; it alone keeps the planner.
+
+    Args:
+        what: the processes do meanwhile, in words.
+    """
+    own: list[Plan | None] = []
+
+    def work() -> Plan | None:
+        own.append(make())
+        return None if own[0] is None else replace(own[0], planner=None)
+
+    plan = processes.from_main(work, what)
+    return own[0] if own else plan
 
 
 def budget_of(given: str | int | None, device: torch.device) -> int:

@@ -25,7 +25,6 @@ from ld3m.runtime.devices import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 30.0  # minutes that one process waits for the others
 _SECONDS_IN_SILENCE = 60.0
 _T = TypeVar("_T")
 _store: Store | None = None  # of the group that `start` made
@@ -199,10 +198,13 @@ def sum_weighted(tensors: Sequence[Tensor], weight: float) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def start(minutes: float = TIMEOUT) -> bool:
+def start(minutes: float) -> bool:
     """Make the group that torchrun's environment describes; return whether there is one to make.
 
     Each process gets its GPU, and its share of the cores unless OMP_NUM_THREADS says otherwise.
+
+    Args:
+        minutes: that one process waits for the others.
     """
     global _store
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "RANK" not in os.environ:

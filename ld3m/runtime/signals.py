@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ld3m.errors import ProcessError
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _T = TypeVar("_T")
 
@@ -23,7 +23,7 @@ class HeldBack:
     """
 
     def __init__(self, is_needed: bool) -> None:
-        self._numbers = _SIGNALS if is_needed and threading.current_thread() is threading.main_thread() else []
+        self._numbers = SIGNALS if is_needed and threading.current_thread() is threading.main_thread() else []
         self._came: tuple[int, FrameType | None] | None = None
         self._former: dict[int, Any] = {}
 

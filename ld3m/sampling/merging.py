@@ -74,7 +74,7 @@ class _Shard:
                     f"the shard in {self._path} was made with another {name} than {getattr(job.config, name)} is now; "
                     "put that back, or make the shard anew by --overwrite"
                 )
-        load(self._path)  # which refuses a damaged one
+        _ = self._set  # which refuses a damaged one
 
     @cached_property
     def _set(self) -> Result:

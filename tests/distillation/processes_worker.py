@@ -60,7 +60,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    assert processes.start()
+    assert processes.start(30)
     sent: dict[str, list[int]] = {}
     gathering = dist.all_gather
 

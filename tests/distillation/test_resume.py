@@ -54,27 +54,6 @@ def whole(go, tmp_path_factory):
     return {name: go(root / name, algorithm=name).path for name in ("dm", "dc", "mtt")}
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Make the n-th call of an attribute raise, before or after it has done its work."""
-
-    def install(patch, owner, name, call, *, after=False, error=KeyboardInterrupt):
-        original, calls = getattr(owner, name), iter(range(1000))
-
-        def wrapped(*args, **kwargs):
-            is_hit = next(calls) == call
-            if is_hit and not after:
-                raise error
-            result = original(*args, **kwargs)
-            if is_hit:
-                raise error
-            return result
-
-        patch.setattr(owner, name, wrapped)
-
-    return install
-
-
 def assert_resumed(go, path, expected, **settings):
     result = go(path, resume=True, **settings)
     assert bytes_of(path) == bytes_of(expected)

@@ -26,6 +26,6 @@ def train(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    assert processes.start()
+    assert processes.start(30)
     train(Path(sys.argv[1]))
     processes.stop()

@@ -45,7 +45,7 @@ def test_a_single_process_exchanges_nothing():
     assert processes.gather_images(images, [3]) is images
     assert torch.equal(processes.gather_rows(images, rows), images)
     assert processes.own_rows(5) == slice(0, 5)
-    assert processes.start() is False  # without the environment of torchrun
+    assert processes.start(30) is False  # without the environment of torchrun
 
 
 @pytest.mark.parametrize(

@@ -203,21 +203,10 @@ def test_the_resolution_is_the_teachers(coloured, teacher):
     ],
 )
 def test_interrupted_anywhere_it_ends_with_the_same_bytes(
-    owner, name, call, after, go, whole, teacher, tmp_path, monkeypatch
+    owner, name, call, after, go, whole, teacher, interrupt, tmp_path, monkeypatch
 ):
-    original, calls = getattr(owner, name), iter(range(1000))
-
-    def interrupted(*args, **kwargs):
-        is_hit = next(calls) == call
-        if is_hit and not after:
-            raise KeyboardInterrupt
-        result = original(*args, **kwargs)
-        if is_hit:
-            raise KeyboardInterrupt
-        return result
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(owner, name, interrupted)
+        interrupt(patch, owner, name, call, after=after)
         go(out=tmp_path, ipc=2, teacher=teacher)
     assert bytes_of(go(out=tmp_path, resume=True).path) == bytes_of(whole)
     for path in [*whole.glob("images/*/*.png"), *whole.glob("scores/*")]:
