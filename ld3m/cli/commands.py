@@ -29,7 +29,18 @@ class Command:
     @classmethod
     def call(cls, argv: list[str], prog: str) -> None:
         """Read a command line and do what it says; tyro prints what it refuses, and exits with status 2."""
-        parse(cls, argv, prog).execute()
+        command = parse(cls, argv, prog)
+        with command.keeping_images():
+            command.execute()
+
+    def keeping_images(self) -> contextlib.AbstractContextManager[None]:
+        """Return the block in which decoded images are kept where --cache says, with a bar unless it is --quiet."""
+        folder, is_quiet = getattr(self, "cache", None), getattr(self, "quiet", False)
+        if folder is None and not is_quiet:
+            return contextlib.nullcontext()
+        from ld3m.data.cache import kept_in
+
+        return kept_in(folder, show=not is_quiet)
 
     def execute(self) -> None:
         raise NotImplementedError

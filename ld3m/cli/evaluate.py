@@ -23,6 +23,8 @@ class EvaluateCommand(Command):
     out: Path | None = None
     """Folder of the report, for a set that is no run, beside which nothing is written."""
     settings: Flat[EvaluateConfig] = field(default_factory=EvaluateConfig)
+    cache: str | None = None
+    """Folder for decoded images that later commands use, or "off"; the user's cache, for large sets, when not given."""
     quiet: bool = False
     """No progress bars."""
 

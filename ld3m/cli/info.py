@@ -62,6 +62,7 @@ def _facts() -> dict[str, str]:
     import torch
 
     from ld3m import networks
+    from ld3m.data.cache import describe as describe_decoded
     from ld3m.evaluation import PROTOCOLS
     from ld3m.ops.backends import describe
     from ld3m.priors import NAMES
@@ -77,4 +78,5 @@ def _facts() -> dict[str, str]:
         "generators": ", ".join(GENERATORS) + ", a .safetensors file (space glad)",
         "networks": ", ".join(networks.NETWORKS),
         "protocols": ", ".join(PROTOCOLS),
+        "decoded": describe_decoded(),
     }

@@ -35,6 +35,8 @@ class RunCommand(Command):
     """No progress bars."""
     timeout: float = TIMEOUT
     """Minutes that one of several processes waits for the others."""
+    cache: str | None = None
+    """Folder for decoded images that later commands use, or "off"; the user's cache, for large sets, when not given."""
     data: Positional[str | None] = None
     """Folder or zip of images, one folder per class; "builtin" when not given."""
     settings: Flat[SetConfig] = field(default_factory=SetConfig)
@@ -68,7 +70,8 @@ class RunCommand(Command):
         data = parsed.data or stored_data or "builtin"
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = parsed.out or _common(Path("runs") / f"{Path(data).stem}-{parsed.method}-{stamp}")
-        parsed.make(data, out, said if parsed.resume else file | said, prog)
+        with parsed.keeping_images():
+            parsed.make(data, out, said if parsed.resume else file | said, prog)
 
     def make(self, data: str, out: Path, settings: dict[str, Any], prog: str) -> None:
         """Make the run; print the command to go on with when it is interrupted, and what came out at the end."""
@@ -81,7 +84,8 @@ class RunCommand(Command):
             result = self.function()(data, out=out, **options, **settings)
         except (KeyboardInterrupt, ProcessError):
             if settings_path(out).is_file() and speaks():
-                again = f"{launcher(prog)} --out {shlex.quote(str(out))} --resume"
+                kept = "" if self.cache is None else f" --cache {shlex.quote(self.cache)}"
+                again = f"{launcher(prog)} --out {shlex.quote(str(out))} --resume{kept}"
                 print(f"\ngo on with: {again}", file=sys.stderr)
             raise
         print(f"\n{len(result.labels)} images of {len(result.class_names)} classes in {out}")

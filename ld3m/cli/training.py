@@ -58,6 +58,8 @@ class ExpertsCommand(Command):
     reading: Flat[Reading] = field(default_factory=Reading)
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
+    cache: str | None = None
+    """Folder for decoded images that later commands use, or "off"; the user's cache, for large sets, when not given."""
     quiet: bool = False
     """No progress bars."""
 
@@ -91,6 +93,8 @@ class TeacherCommand(Command):
     """Replace the file --out."""
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
+    cache: str | None = None
+    """Folder for decoded images that later commands use, or "off"; the user's cache, for large sets, when not given."""
     quiet: bool = False
     """No progress bars."""
 
@@ -124,6 +128,8 @@ class PriorTrainCommand(Command):
     reading: Flat[Reading] = field(default_factory=Reading)
     device: str | None = None
     """torch device; "cuda" where there is one when not given."""
+    cache: str | None = None
+    """Folder for decoded images that later commands use, or "off"; the user's cache, for large sets, when not given."""
     quiet: bool = False
     """No progress bars."""
 
@@ -151,5 +157,5 @@ class PriorTrainCommand(Command):
             print("\ngo on with the same command and --resume", file=sys.stderr)
             raise
         words = ["ld3m", "distill", self.data, "--prior", str(folder)]
-        words += self.reading.words()
+        words += self.reading.words() + ([] if self.cache is None else ["--cache", self.cache])
         print(f"prior in {folder}; use it with: {shlex.join(words)}")

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -56,9 +56,15 @@ def would_read(root: Path, folder: Path) -> bool:
     if not folder.is_relative_to(root):
         return False
     parts = folder.relative_to(root).parts
-    has_train = any(child.is_dir() and role_of(child.name) == "train" for child in root.iterdir())
-    is_beside = has_train and parts and role_of(parts[0]) is None
+    is_beside = bool(parts) and not reads_below(root)(parts[0])
     return not is_beside and not any(is_hidden(part) or is_foreign(part, k) for k, part in enumerate(parts))
+
+
+def reads_below(root: Path) -> Callable[[str], bool]:
+    """Return what says of a folder directly below, by its name, whether it may be part of the data: beside a folder of
+    training images, those of other splits alone."""
+    has_train = any(role_of(child.name) == "train" and child.is_dir() for child in root.iterdir())
+    return lambda name: not has_train or role_of(name) is not None
 
 
 def _source(path: Path, listing: Listing, depth: int, train: ByClass, test: ByClass | None) -> Source:

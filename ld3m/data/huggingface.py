@@ -59,8 +59,8 @@ def read_hugging_face(dataset: Any, split_name: str) -> tuple[Items, np.ndarray,
         values = values.astype(np.int64)
     rows = _undecoded(dataset, image)
     keys = [f"{split_name}[{i}]" for i in range(len(dataset))]
-    items = Items(lambda i: _picture(rows[i][image]), torch.zeros(len(dataset), dtype=torch.int64), keys)
-    return items, values, names
+    labels, is_plain = torch.zeros(len(dataset), dtype=torch.int64), rows is not dataset  # no code of the user's is run
+    return Items(lambda i: _picture(rows[i][image]), labels, keys, is_threadsafe=is_plain), values, names
 
 
 def _column(dataset: Any, names: Sequence[str]) -> str | None:

@@ -6,12 +6,13 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from ld3m.data.deep import Levels, Unranged, deep_pixels
+from ld3m.data.images import by_class, closed_up
 from ld3m.data.pixels import allocate, fit, quantise
 from ld3m.errors import DataError
+from ld3m.runtime.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 _LARGE_BYTES = 2**24  # files above are read one at a time, which bounds the memory
@@ -39,6 +42,8 @@ class Items:
         keys: a name for each image; names it in messages and decides on which side of a holdout split it falls.
         is_threadsafe: whether `read` may be called from several threads.
         sizes: bytes of each file, where there are files.
+        decoded: (N, 3, H, W) uint8 at the resolution of the load, where reading the labels took reading the images: in
+            memory that is nobody else's, and given on without a second copy.
     """
 
     read: Callable[[int], Any]
@@ -46,13 +51,15 @@ class Items:
     keys: Sequence[str]
     is_threadsafe: bool = False
     sizes: Sequence[int] | None = None
+    decoded: Tensor | None = None
 
     def take(self, positions: Sequence[int]) -> "Items":
         positions = list(positions)
         keys = [self.keys[position] for position in positions]
         sizes = None if self.sizes is None else [self.sizes[position] for position in positions]
         read = self.read
-        return replace(self, read=lambda i: read(positions[i]), labels=self.labels[positions], keys=keys, sizes=sizes)
+        taken = replace(self, read=lambda i: read(positions[i]), keys=keys, sizes=sizes, decoded=None)
+        return replace(taken, labels=self.labels[positions])
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,28 @@ class Source:
     is_published: bool = False
 
 
+class Store(Protocol):
+    """Room for decoded images that outlasts the process, block by block; `show` says whether with a bar."""
+
+    show: bool
+
+    def room(self, split_name: str, count: int) -> np.ndarray:
+        """Return room for the images of a split, with those that are there already."""
+        ...
+
+    def known(self, split_name: str) -> Mapping[int, dict[int, str]]:
+        """Return the blocks that are there, by their first positions, with the positions that failed and why."""
+        ...
+
+    def note(self, split_name: str, start: int, failed: Mapping[int, str]) -> None:
+        """Note that a block is there."""
+
+
 def split(items: Items, class_names: Sequence[str], holdout: float, seed: int) -> tuple[Items, Items]:
     """Split every class alike; an image's side depends on the seed and on names alone, not on the order of files."""
     test: list[int] = []
-    for label, name in enumerate(class_names):
-        members = (items.labels == label).nonzero().flatten().tolist()
+    for name, positions in zip(class_names, by_class(items.labels, len(class_names)), strict=True):
+        members = positions.tolist()
         if len(members) < 2:
             raise DataError(
                 f"class {name!r} has a single image, and holdout={holdout} takes a test image from every class; "
@@ -87,8 +111,14 @@ def split(items: Items, class_names: Sequence[str], holdout: float, seed: int) -
             )
         members.sort(key=lambda i: _digest(f"{seed}/{items.keys[i]}"))
         test += members[: min(max(1, round(holdout * len(members))), len(members) - 1)]
-    chosen = set(test)
-    return items.take([i for i in range(len(items.keys)) if i not in chosen]), items.take(sorted(chosen))
+    is_test = torch.zeros(len(items.keys), dtype=torch.bool)
+    is_test[test] = True
+    sides = [(is_test == side).nonzero().flatten() for side in (False, True)]
+    train, held_out = (items.take(side.tolist()) for side in sides)
+    if items.decoded is not None:
+        held_out = replace(held_out, decoded=items.decoded[sides[1]])  # before the others move up
+        train = replace(train, decoded=closed_up(items.decoded, sides[0]))
+    return train, held_out
 
 
 def decode(
@@ -99,11 +129,13 @@ def decode(
     cache: str | Path | None,
     split_name: str,
     levels: Levels | None = None,
+    store: Store | None = None,
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Read all images.
 
     Args:
         levels: of pictures of more than 8 bits, see `fit`.
+        store: where the images are to stay, and which are there already; in memory when None.
 
     Returns:
         images (n, 3, resolution, resolution) uint8, the positions (n,) they had in `items`, and for each skipped
@@ -113,35 +145,51 @@ def decode(
         UnrangedItems: there are pictures of more than 8 bits, and `levels` is not known yet.
     """
     count = len(items.keys)
-    storage = allocate(count, resolution, cache)
-    kept: list[int] = []
+    if items.decoded is not None:
+        return items.decoded, torch.arange(count), {}
+    storage = allocate(count, resolution, cache) if store is None else store.room(split_name, count)
     failures: dict[int, str] = {}
 
     def pixels(position: int) -> np.ndarray | Exception:
         return _attempt(items, position, lambda image: fit(image, resolution, levels))
 
-    for position, result in enumerate(_in_threads(items, pixels)):
-        if isinstance(result, Unranged):
-            raise UnrangedItems(items) from result
-        if not isinstance(result, Exception):
-            storage[len(kept)] = result
-            kept.append(position)
-            continue
-        failures[position] = f"{type(result).__name__}: {result}"
-        if strict:
-            raise DataError(
-                f"{items.keys[position]} cannot be read ({failures[position]}); repair or remove it, "
-                "or do without strict to skip such images"
-            ) from result
+    known = {} if store is None else store.known(split_name)
+    with progress_bar(
+        name=f"decoding {split_name}", total=count, unit="image", show=store is not None and store.show
+    ) as bar:
+        for start in known:
+            failures |= known[start]
+            bar.update(min(_GROUP, count - start))
+        for block, results in _in_threads(items, pixels, skipped=known):
+            failed = {}
+            for position, result in zip(block, results, strict=True):
+                if isinstance(result, Unranged):
+                    raise UnrangedItems(items) from result
+                if not isinstance(result, Exception):
+                    storage[position] = result
+                    continue
+                failures[position] = failed[position] = f"{type(result).__name__}: {result}"
+                if strict:
+                    raise DataError(
+                        f"{items.keys[position]} cannot be read ({failed[position]}); repair or remove it, "
+                        "or do without strict to skip such images"
+                    ) from result
+            if store is not None:
+                store.note(split_name, block.start, failed)
+            bar.update(len(block))
+    failures = dict(sorted(failures.items()))
     if failures:
         first, reason = next(iter(failures.items()))
-        if not kept:
+        if len(failures) == count:
             raise DataError(f"none of the {count} {split_name} images can be read; {items.keys[first]}: {reason}")
         logger.warning(
             "skipped %d of %d %s images that cannot be read, the first is %s (%s)",
             len(failures), count, split_name, items.keys[first], reason,
         )  # fmt: skip
-    return torch.from_numpy(storage[: len(kept)]), torch.tensor(kept, dtype=torch.int64), failures
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[list(failures)] = False
+    positions = kept.nonzero().flatten()
+    return closed_up(torch.from_numpy(storage), positions), positions, failures
 
 
 class UnrangedItems(Exception):
@@ -161,20 +209,30 @@ def extremes(splits: Sequence[Items]) -> tuple[float, float, bool]:
         return np.empty(0) if found is None else np.array([found.min(), found.max()])
 
     for items in splits:
-        for found in _in_threads(items, lambda i, items=items: _attempt(items, i, levels)):
+        blocks = _in_threads(items, lambda i, items=items: _attempt(items, i, levels))
+        for found in chain.from_iterable(results for _, results in blocks):
             if isinstance(found, np.ndarray) and len(found):
                 low, high = min(low, float(found[0])), max(high, float(found[1]))
                 is_float |= np.issubdtype(found.dtype, np.floating)
     return low, high, is_float
 
 
-def _in_threads(items: Items, work: Callable[[int], np.ndarray | Exception]) -> Iterator[np.ndarray | Exception]:
-    threads = min(8, os.cpu_count() or 1) if items.is_threadsafe else 1
+def _in_threads(
+    items: Items, work: Callable[[int], np.ndarray | Exception], skipped: Container[int] = ()
+) -> Iterator[tuple[range, Iterator[np.ndarray | Exception]]]:
+    """Yield blocks of positions with what `work` makes of each, on all cores where `items` allows it.
+
+    Args:
+        skipped: the first positions of blocks to leave out.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores if items.is_threadsafe else 1
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for start in range(0, len(items.keys), _GROUP):
-            positions = range(start, min(start + _GROUP, len(items.keys)))
-            yield from (pool.map if threads > 1 else map)(work, positions)
+            if start not in skipped:
+                block = range(start, min(start + _GROUP, len(items.keys)))
+                yield block, (pool.map if threads > 1 else map)(work, block)
 
 
 def _attempt(

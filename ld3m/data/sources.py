@@ -13,14 +13,15 @@ from ld3m.config import is_count
 from ld3m.data import folder as image_folder
 from ld3m.data.arrays import is_npz, read_npz
 from ld3m.data.builtin import read_builtin
+from ld3m.data.cache import OFF, Shelf, shelf_of
 from ld3m.data.dataset_files import is_parquet, is_saved, read_parquet, read_saved
 from ld3m.data.deep import RULES, Levels, choose_levels
 from ld3m.data.duplicates import copies, is_grey, say_what_repeats
 from ld3m.data.idx import is_idx_folder, read_idx_folder
-from ld3m.data.images import Dataset, ImageSet, channel_statistics
+from ld3m.data.images import Dataset, ImageSet, channel_statistics, closed_up
 from ld3m.data.items import Items, Source, UnrangedItems, decode, extremes, split
 from ld3m.data.naming import require_names
-from ld3m.data.subsets import first_or_drawn, narrowed
+from ld3m.data.subsets import first_or_drawn, narrowed, parse
 from ld3m.data.tensor_files import is_tensor_file, read_tensor_file
 from ld3m.data.tensors import Decode, read_object
 from ld3m.errors import DataError
@@ -68,7 +69,9 @@ def load(
             default; 0: no test split). The choice depends on `seed` and file names.
             A Dataset has been split and read already: it takes neither `holdout` nor `strict`.
         strict: refuse damaged images, and files passed over, instead of skipping them with a warning.
-        cache: folder for the memory map of a set larger than 1 GiB.
+        cache: folder in which the decoded images of a path are kept, for this and later loads, or "off" for none. By
+            default those of large sets are kept, in the user's cache; see `ld3m.data.cache.kept_in` for a default of
+            many loads. What is not kept and larger than 1 GiB is mapped from an unnamed file there.
         bit_range: of pictures of more than 8 bits: the bits in use, 8, 10, 12, 14 or 16; "minmax" for the set's own
             range; by default ("auto") the fewest bits that hold all pictures of the set.
         classes: those to read, in the order of their labels: a published subset of ImageNet by its name in
@@ -89,13 +92,20 @@ def load(
         _require_as_read(source, resolution, said | {"classes": classes, "per_class": per_class})
         return source
 
-    decode_items = partial(decode, resolution=resolution, strict=strict, cache=cache)
-    try:
-        dataset = _read(source, decode_items, resolution, holdout, strict, seed, classes)
-    except UnrangedItems as error:  # pictures of more than 8 bits, whose mapping follows from the whole set
-        levels = _levels(source, error.items, str(bit_range or "auto"))
-        decode_items = partial(decode_items, levels=levels)
-        dataset = _read(source, decode_items, resolution, holdout, strict, seed, classes)
+    def make(shelf: Shelf | None) -> Dataset:
+        room = None if cache == OFF else cache
+        decode_items = partial(decode, resolution=resolution, strict=strict, cache=room, store=shelf)
+        try:
+            return _read(source, decode_items, resolution, holdout, strict, seed, classes)
+        except UnrangedItems as error:  # pictures of more than 8 bits, whose mapping follows from the whole set
+            levels = _levels(source, error.items, str(bit_range or "auto"))
+            decode_items = partial(decode_items, levels=levels)
+            return _read(source, decode_items, resolution, holdout, strict, seed, classes)
+
+    settings = {"holdout": holdout, "strict": strict, "seed": seed, "bit_range": str(bit_range or "auto")}
+    settings["classes"] = None if classes is None else parse(classes)
+    shelf = _shelf(source, cache, resolution, settings)
+    dataset = make(None) if shelf is None else shelf.load(make)
     if per_class is None:
         return dataset
     train = first_or_drawn(dataset.train, per_class, per_class_seed)
@@ -153,6 +163,21 @@ def _read(
     )
 
 
+def _shelf(source: object, cache: str | Path | None, resolution: int, settings: object) -> Shelf | None:
+    """Return where the decoded images of a source are kept; None for what is in memory, or on the hub's client."""
+    if not isinstance(source, str | os.PathLike) or source == "builtin" or str(source).startswith("hf:"):
+        return None
+    path = expanded(os.fspath(source), "data", DataError)
+    try:
+        if not is_there(path, DataError):
+            return None
+        is_pictures = path.is_dir() and not any(is_kind(path) for is_kind, _ in _READERS[:-1])
+        is_read = image_folder.reads_below(path) if is_pictures else lambda name: True
+        return shelf_of(path, cache, resolution, settings, is_read)
+    except OSError:  # which reading says better
+        return None
+
+
 def _levels(source: object, items: Items, rule: str) -> Levels:
     """Return what pictures of more than 8 bits are mapped by: the range over both splits where these can be listed."""
     is_path = isinstance(source, str | os.PathLike)
@@ -196,7 +221,7 @@ def _without_copies(train: ImageSet, test: ImageSet, raw: Source) -> ImageSet:
         "%s: %d of %d training images are copies of test images, exact or nearly, and are left out of training",
         name, len(found), len(train),
     )  # fmt: skip
-    return ImageSet(train.images[kept], labels, train.class_names)
+    return ImageSet(closed_up(train.images, kept.nonzero().flatten()), labels, train.class_names)
 
 
 def would_read(source: object, folder: Path) -> bool:

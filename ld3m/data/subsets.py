@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ld3m.data.ilsvrc import classes as ilsvrc_classes
-from ld3m.data.images import ImageSet
+from ld3m.data.images import ImageSet, by_class
 from ld3m.data.items import Items, Source
 from ld3m.data.naming import named
 from ld3m.errors import DataError
@@ -116,10 +116,10 @@ def first_or_drawn(images: ImageSet, count: int, seed: int | None) -> ImageSet:
 
 def _of_classes(items: Items, labels: Sequence[int]) -> Items:
     """Return the images of these classes, class by class, with their places as labels."""
-    positions = [int(at) for label in labels for at in (items.labels == label).nonzero().flatten()]
-    taken = items.take(positions)
-    places = {label: place for place, label in enumerate(labels)}
-    return replace(taken, labels=torch.tensor([places[int(label)] for label in taken.labels], dtype=torch.int64))
+    positions = by_class(items.labels, int(items.labels.max()) + 1)
+    sizes = torch.tensor([len(positions[label]) for label in labels])
+    taken = items.take(torch.cat([positions[label] for label in labels]).tolist())
+    return replace(taken, labels=torch.arange(len(labels)).repeat_interleave(sizes))
 
 
 def _place(name: str, places: dict[str, int]) -> int | None:

@@ -130,8 +130,8 @@ def _map_style(dataset: Any, split_name: str, decode: Decode) -> Split:
 
     items = Items(read, labels, [f"{split_name}[{i}]" for i in range(len(dataset))])  # may not be safe in threads
     images, kept, _ = decode(items, split_name=split_name)
-    names = _known_names(dataset)
-    return from_pair(images, labels[kept], names, split_name)
+    found, class_names = from_pair(images, labels[kept], _known_names(dataset), split_name)
+    return replace(found, decoded=images), class_names
 
 
 def _integer(label: Any) -> int:

@@ -29,6 +29,7 @@ from ld3m.runtime import processes
 from ld3m.spaces import Space, keep_rows, setup_of
 
 logger = logging.getLogger(__name__)
+_PLANNED = ("retain", "micro_batch", "decoder_batch", "real_chunk")  # of the settings, where the space takes them
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,7 @@ def prepare(
     plan = planned(lambda: _cut(setup.plan(config, prior, real), config, real), "plan the memory")
     if plan is not None:
         logger.info("%s", plan)
-        config = replace(
-            config,
-            retain=plan.retain,
-            micro_batch=plan.micro_batch,
-            decoder_batch=plan.decoder_batch,
-            real_chunk=plan.real_chunk,
-        )
+        config = replace(config, **{name: getattr(plan, name) for name in _PLANNED if name in setup.settings})
     in_flight = _classes_in_flight(config, plan, real)
     if LOSSES[config.algorithm].is_streamed and (plan is not None or processes.world_size() > 1):
         config = replace(config, classes_in_flight=in_flight)

@@ -15,6 +15,7 @@ from ld3m.config import DistillConfig
 from ld3m.config.keywords import DistillKeywords, keywords_of
 from ld3m.distillation.job import Job, objective_of, prepare
 from ld3m.distillation.objectives import Objective
+from ld3m.distillation.optimizer import Descent
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
 from ld3m.evaluation.finish import finish
 from ld3m.matching import LOSSES
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 _MOMENTUM = 0.5
 _CHECKPOINT_SECONDS = 5.0
-_CHECKPOINT_SHARE = 20  # times what writing the last one took, at least, from one to the next
+_CHECKPOINT_SHARE = 50  # times what writing the last one took, at least, from one to the next
+_NUMBERS_AT_ONCE = 2**22
 _Line = tuple[dict[str, object], bool]  # for the metrics, and whether a checkpoint follows
 _BUDGET = "budget"  # in a checkpoint: what was planned with after memory ran out, so that a resumed run does the same
 
@@ -106,23 +108,26 @@ class _Loop:
 
     def __init__(self, job: Job, objective: Objective) -> None:
         self.job, self.objective, self.plan = job, objective, job.plan
-        self.iteration, self.seconds_per_iteration = 0, None
+        self.seconds_per_iteration: float | None = None
         self._signals = HeldBack(processes.world_size() > 1)
-        rates = {"codes": job.config.lr_codes}
+        rates = {} if job.config.lr_codes is None else {"codes": job.config.lr_codes}
         learnt = {name: p for name, p in job.space.parameters.items() if p.requires_grad}
         groups = [(name, p, rates.get(name, job.config.lr)) for name, p in learnt.items()]
         groups += objective.parameters
         self._is_shared = [LOSSES[job.config.algorithm].is_streamed, *(name in learnt for name, *_ in groups)]
-        self.parameters = {name: parameter for name, parameter, _ in groups}
-        self.optimizer = torch.optim.SGD(
-            [{"params": [parameter], "lr": lr} for _, parameter, lr in groups], lr=job.config.lr, momentum=_MOMENTUM
-        )
+        self.optimizer = Descent(groups, _MOMENTUM)
+        self.parameters = self.optimizer.parameters
         folder = job.folder
         stored = processes.from_main(
             lambda: folder.load_checkpoint() if folder is not None and folder.is_resumed else None, "read a checkpoint"
         )
         if stored is not None:
             self._restore(job.path or Path(), *stored)
+
+    @property
+    def iteration(self) -> int:
+        """Return how many iterations are done."""
+        return self.optimizer.iterations
 
     def run(self, progress: bool) -> None:
         """Iterate to the end; whatever stops it, the last whole iteration is kept."""
@@ -131,8 +136,7 @@ class _Loop:
 
     def _run(self, progress: bool) -> None:
         job, first, started = self.job, self.iteration, time.perf_counter()
-        good, saved_at, second = self._state(), started, started
-        last = job.config.iterations
+        saved_at, second, last = started, started, job.config.iterations
         bar = progress_bar(range(first, last), "distilling", initial=first, total=last, show=progress, unit="it")
         self._say_what_comes(first)
         is_alone = processes.world_size() == 1
@@ -141,27 +145,27 @@ class _Loop:
             for iteration in bar:
                 try:
                     is_due = time.perf_counter() - saved_at > patience
-                    line, is_due = self._iterate(iteration, good, is_due=is_due)
+                    line, is_due = self._iterate(iteration, is_due=is_due)
                 except _EndedEverywhere as end:
                     has_ended_everywhere = True
                     raise end.reason from end.reason.__cause__
                 bar.set_postfix(loss=f"{line['loss']:.4g}")
                 if job.folder is not None:
                     job.folder.log(line)  # before the state counts: a line too many is dropped on resume
-                good, self.iteration = self._state(), iteration + 1
+                self.optimizer.keep(iteration + 1)
                 if iteration == first + 1:  # the first one also pays for what is made once
                     self._say_how_long(time.perf_counter() - second, last - first - 2)
                 second = time.perf_counter()
                 if is_due:
                     writing = time.perf_counter()
-                    self._save(good)
+                    self._save()
                     saved_at = time.perf_counter()
                     patience = max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * (saved_at - writing))
             has_ended_everywhere = True
         finally:
             bar.close()
             if has_ended_everywhere:  # else others are gone, and would be waited for
-                self._save(good)
+                self._save()
         self.seconds_per_iteration = (time.perf_counter() - started) / (self.iteration - first)
 
     def _say_what_comes(self, first: int) -> None:
@@ -178,11 +182,10 @@ class _Loop:
         if left > 0:
             logger.info("about %s for %d more iterations of %.2g s", time_text(seconds * left), left, seconds)
 
-    def _iterate(self, iteration: int, good: dict[str, Tensor] | None = None, *, is_due: bool = False) -> _Line:
+    def _iterate(self, iteration: int, *, is_due: bool = False) -> _Line:
         """Do an iteration in all processes; again with less where memory runs out in one.
 
         Args:
-            good: the state before it.
             is_due: whether this process, if it is the main one, wants a checkpoint afterwards.
 
         Raises:
@@ -197,10 +200,9 @@ class _Loop:
             rows, error = processes.exchange([is_due, *(values or [0.0] * (1 + len(names)))], error)
             if error is None:
                 break
+            self.optimizer.undo()  # what others could not do
             if not isinstance(error, MemoryError):
                 raise _EndedEverywhere(error)
-            if values is not None and good is not None:
-                self._put_back(good)
             try:
                 self._plan_less(iteration)
             except MemoryBudgetError as refused:
@@ -219,7 +221,7 @@ class _Loop:
         _require_finite({"loss": loss, **norms}, iteration)
         self.optimizer.step()
         self.job.space.project()
-        _require_finite({name: float(p.detach().abs().max()) for name, p in self.parameters.items()}, iteration)
+        _require_finite({name: _largest(p) for name, p in self.parameters.items()}, iteration)
         return [loss, *norms.values()]
 
     def _plan_less(self, iteration: int) -> None:
@@ -241,33 +243,16 @@ class _Loop:
         self.plan = plan
         self.objective.apply_plan(plan)
 
-    def _state(self) -> dict[str, Tensor]:
-        state = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                state[f"momentum/{name}"] = buffer.clone()
+    def _save(self) -> None:
+        """Store what was kept last, its rows gathered by the main process."""
+        state = self.optimizer.state()
         if self.plan is not None and self.plan != self.job.plan:
             state[_BUDGET] = torch.tensor(self.plan.budget_bytes)
-        return state
-
-    def _save(self, state: dict[str, Tensor]) -> None:
-        """Keep a state, its rows gathered by the main process."""
         whole = {name: processes.gather_rows(tensor, self.job.rows) for name, tensor in state.items()}
         if self.job.folder is not None:
             tensors = {name: tensor for name, tensor in whole.items() if tensor is not None}
             self.job.folder.save_checkpoint(self.iteration, tensors)
 
-    @torch.no_grad()
-    def _put_back(self, state: dict[str, Tensor]) -> None:
-        """Undo a step that others could not do."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[name])
-            self.optimizer.state.pop(parameter, None)
-            if (buffer := state.get(f"momentum/{name}")) is not None:
-                self.optimizer.state[parameter] = {"momentum_buffer": buffer.clone()}
-
-    @torch.no_grad()
     def _restore(self, folder: Path, iteration: int, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             if not bool(tensor.isfinite().all()):
@@ -276,6 +261,7 @@ class _Loop:
                     "a copy, or start again with --overwrite"
                 )
         num_rows, own = sum(map(len, self.job.rows)), self.job.rows[processes.rank()]
+        state = {}
         for name, parameter in self.parameters.items():
             shape = (num_rows, *parameter.shape[1:]) if parameter.ndim else ()
             if name not in tensors or tensors[name].shape != shape:
@@ -283,14 +269,15 @@ class _Loop:
                     f"the checkpoint in {folder} has no {name} of shape {shape}; the "
                     "data or prior changed since. Start again with --overwrite"
                 )
-            parameter.copy_(tensors[name][own] if shape else tensors[name])
-            if (buffer := tensors.get(f"momentum/{name}")) is not None and buffer.shape == shape:
-                self.optimizer.state[parameter] = {"momentum_buffer": (buffer[own] if shape else buffer).to(parameter)}
+            state[name] = tensors[name][own] if shape else tensors[name]
+            momentum = f"momentum/{name}"
+            if (buffer := tensors.get(momentum)) is not None and buffer.shape == shape:
+                state[momentum] = buffer[own] if shape else buffer
         if _BUDGET in tensors and tensors[_BUDGET].numel() == 1 and (plan := self.plan) is not None:
             smaller = planned(lambda: plan.within(int(tensors[_BUDGET])), "plan with less")
             assert smaller is not None
             self._apply_plan(smaller)
-        self.iteration = min(iteration, self.job.config.iterations)
+        self.optimizer.restore(min(iteration, self.job.config.iterations), state)
         logger.info("going on after iteration %d of %d", iteration, self.job.config.iterations)
 
 
@@ -316,7 +303,12 @@ def _combined(parts: list[list[float]], is_shared: Sequence[bool]) -> list[float
 
 def _grad_norm(parameter: Tensor) -> float:
     assert parameter.grad is not None  # every parameter takes part in the loss
-    return float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float64))
+    parts = parameter.grad.flatten().split(_NUMBERS_AT_ONCE)  # in float64 each is copied
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+
+
+def _largest(parameter: Tensor) -> float:
+    return float(torch.linalg.vector_norm(parameter.detach(), math.inf))
 
 
 def _require_finite(values: dict[str, float], iteration: int) -> None:

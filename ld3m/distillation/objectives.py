@@ -1,6 +1,7 @@
 """One iteration of matching: render, compare with real images, back-propagate into the space's parameters."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 from ld3m import networks
 from ld3m.config import ResolvedDistillConfig
 from ld3m.data import Dataset
+from ld3m.data.images import to_unit
 from ld3m.distillation.experts import Experts
 from ld3m.matching import LOSSES, dsa, mtt_loss
 from ld3m.matching.mtt import STUDENT_BATCH, Augment
 from ld3m.memory.plan import Plan
 from ld3m.runtime import processes, seeds
 from ld3m.runtime.signals import HeldBack
-from ld3m.spaces import Space
+from ld3m.spaces import Space, only_rows
 
 
 class Objective(Protocol):
@@ -69,6 +71,7 @@ class ClassMatching:
         self._indices = [dataset.train.of_class(label) for label in range(dataset.train.num_classes)]
         # One object for all iterations, into which fresh weights go: compiled code is tied to it.
         self._network = _network(config, dataset, seeds.generator(config.seed, "network", 0)).to(device).train()
+        self._reader = ThreadPoolExecutor(1, "real images")
         self._stream(classes_in_flight, real_chunk)
 
     def apply_plan(self, plan: Plan) -> None:
@@ -87,25 +90,35 @@ class ClassMatching:
         network, total = self._network, 0.0
         fresh = _network(self.config, self.dataset, seeds.generator(self.config.seed, "network", iteration))
         network.load_state_dict(fresh.state_dict())
-        for group, rows in zip(self._groups, self.groups, strict=True):
+        pending = self._gather(iteration, 0)
+        for number, (group, rows) in enumerate(zip(self._groups, self.groups, strict=True)):
             labels = self._labels[group]
-            rendered = self.space.render(rows.to(self.device), (iteration,))
-            synthetic = self.dataset.normalize(rendered).unflatten(0, (len(labels), self.config.ipc))
-            views = [self._augmentation(iteration, label) for label in labels.tolist()]
-            reals = (self._real(iteration, label) for label in labels.tolist())
-            real = torch.stack([view(images) for view, images in zip(views, reals, strict=True)])  # (C, R, 3, H, W)
-            synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
-            losses = self._loss(network, real, synthetic, labels.to(self.device), self.config, self._real_chunk)
-            del real  # as large as the activations of many images, and not needed on the way back
-            losses.sum().backward()
+            with only_rows(self.space, rows) as few:
+                rendered = self.space.render(few.to(self.device), (iteration,))
+                synthetic = self.dataset.normalize(rendered).unflatten(0, (len(labels), self.config.ipc))
+                views = [self._augmentation(iteration, label) for label in labels.tolist()]
+                reals, pending = pending.result(), self._gather(iteration, number + 1)
+                normalized = (self.dataset.normalize(to_unit(images.to(self.device))) for images in reals)
+                real = [view(images) for view, images in zip(views, normalized, strict=True)]  # C of (R, 3, H, W)
+                real = torch.stack(real) if len({len(images) for images in real}) == 1 else real
+                synthetic = torch.stack([view(images) for view, images in zip(views, synthetic, strict=True)])
+                losses = self._loss(network, real, synthetic, labels.to(self.device), self.config, self._real_chunk)
+                del real  # as large as the activations of many images, and not needed on the way back
+                losses.sum().backward()
             total += losses.sum().item()
         return total
+
+    def _gather(self, iteration: int, number: int) -> "Future[list[Tensor]]":
+        """Begin to gather the real images of a group, one tensor of bytes for each class, before they are needed."""
+        labels = self._labels[self._groups[number]].tolist() if number < len(self._groups) else []
+        return self._reader.submit(lambda: [self._real(iteration, label) for label in labels])
 
     def _real(self, iteration: int, label: int) -> Tensor:
         generator = seeds.generator(self.config.seed, "real", iteration, label)
         index = self._indices[label]
         picks = index[torch.randperm(len(index), generator=generator)[: self.config.real_batch]]
-        return self.dataset.normalize(self.dataset.train.batch(picks, self.device))
+        images = self.dataset.train.at(picks)
+        return images.pin_memory() if self.device.type == "cuda" else images
 
     def _augmentation(self, iteration: int, label: int) -> Callable[[Tensor], Tensor]:
         """Return what is done to the images (B, 3, H, W) of a class, by one draw for both sides (siamese)."""
@@ -198,9 +211,8 @@ class TrajectoryMatching:
 
 
 def groups_of(real_batches: Sequence[int], most: int) -> list[Tensor]:
-    """Cut classes into groups (C,) of at most `most` that have equally many real images, so that these stack."""
-    sizes = torch.tensor(real_batches)
-    return [group for size in sizes.unique() for group in (sizes == size).nonzero().flatten().split(most)]
+    """Cut classes into groups (C,) of at most `most`; those of about as many real images stand together."""
+    return list(torch.tensor(real_batches).argsort(stable=True).split(most))
 
 
 def rows_of(labels: Tensor, ipc: int) -> Tensor:

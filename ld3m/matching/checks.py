@@ -1,7 +1,7 @@
 """The contract of the matching losses' image arguments, checked at their door, or told when the network fails."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +11,25 @@ from ld3m.errors import InputError
 from ld3m.matching.gradient import sees_whole_batches
 
 
-def check_classes(function: str, network: nn.Module, real: Tensor, synthetic: Tensor) -> None:
-    """Raise InputError unless both are (C, images, 3, H, W), of the same classes and of the dtype of the network."""
-    for name, images in (("real", real), ("synthetic", synthetic)):
+def check_classes(function: str, network: nn.Module, real: Tensor | Sequence[Tensor], synthetic: Tensor) -> None:
+    """Raise InputError unless both are (C, images, 3, H, W), of the same classes and of the dtype of the network.
+
+    Classes with unequally many real images come as a sequence of C tensors (images, 3, H, W).
+    """
+    reals = [real] if isinstance(real, Tensor) else [images[None] for images in real]
+    for name, images in (*(("real", images) for images in reals), ("synthetic", synthetic)):
         if images.ndim != 5 or images.shape[2] != 3 or 0 in images.shape:
             raise InputError(
                 f"{function} needs {name} as (classes, images, 3, H, W), none of them 0, got {tuple(images.shape)}; "
                 "reshape flat images with .unflatten(0, (classes, images))"
             )
         check_dtype(function, network, name, images)
-    if real.shape[0] != synthetic.shape[0] or real.shape[2:] != synthetic.shape[2:]:
-        raise InputError(
-            f"{function} needs real and synthetic images of the same classes and size, "
-            f"got {tuple(real.shape)} and {tuple(synthetic.shape)}"
-        )
+    for images in reals:
+        if len(real) != len(synthetic) or images.shape[2:] != synthetic.shape[2:]:
+            raise InputError(
+                f"{function} needs real and synthetic images of the same classes and size, "
+                f"got {(len(real), *images.shape[1:])} and {tuple(synthetic.shape)}"
+            )
 
 
 def check_dtype(function: str, network: nn.Module, name: str, images: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Gradient matching (DC, Zhao et al. 2021): synthetic images should give the network the gradients of real ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -33,7 +33,7 @@ _CACHED_BYTES = 8 << 20
 
 def dc_loss(
     network: nn.Module,
-    real: Tensor,
+    real: Tensor | Sequence[Tensor],
     synthetic: Tensor,
     labels: Tensor,
     *,
@@ -48,7 +48,8 @@ def dc_loss(
     the synthetic images of a class.
 
     Args:
-        real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient.
+        real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient. Where the
+            classes have unequally many, C tensors (R, 3, H, W).
         synthetic: (C, S, 3, H, W), differentiable (once).
         labels: (C,) int64, the class of each row, in any order.
         metric: "layerwise-cosine", the sum of 1 - cosine over the output rows of all convolution and linear weights;
@@ -64,14 +65,13 @@ def dc_loss(
     check_chunk("dc_loss", network, real_chunk)
     _check(labels, len(real), metric)
     if len(labels) > 1 and sees_whole_batches(network):
-        parts = zip(real.split(1), synthetic.split(1), labels.split(1), strict=True)
-        return torch.cat(
-            [dc_loss(network, *part, metric=metric, compile=compile, real_chunk=real_chunk) for part in parts]
-        )
-    weights, labels = weights_of(network), labels.to(real.device)
+        parts = zip(real, synthetic.split(1), labels.split(1), strict=True)
+        options = {"metric": metric, "compile": compile, "real_chunk": real_chunk}
+        return torch.cat([dc_loss(network, images[None], *part, **options) for images, *part in parts])
+    weights, labels = weights_of(network), labels.to(synthetic.device)
     names = matched(weights, metric)
-    chunk = real_chunk or _images_in_cache(network, weights, real)
-    with clear_network_errors("dc_loss", network, real, labels):
+    chunk = real_chunk or _images_in_cache(network, weights, real[0])
+    with clear_network_errors("dc_loss", network, real[0], labels):
         targets = [
             real_gradient(network, weights, images.detach(), label, names, chunk)
             for images, label in zip(real, labels, strict=True)
@@ -113,7 +113,7 @@ def _images_in_cache(network: nn.Module, weights: Weights, real: Tensor) -> int 
     if real.device.type != "cpu" or sees_whole_batches(network):
         return None
     channels = next((weight.shape[0] for weight in weights.values() if weight.ndim == 4), 1)  # of the largest map
-    return max(4, _CACHED_BYTES // (channels * real[0, 0, 0].nbytes))
+    return max(4, _CACHED_BYTES // (channels * real[0, 0].nbytes))
 
 
 def match(
@@ -176,7 +176,7 @@ METRICS: dict[str, Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Ten
 
 def of_classes(
     network: nn.Module,
-    real: Tensor,
+    real: Tensor | Sequence[Tensor],
     synthetic: Tensor,
     labels: Tensor,
     config: ResolvedDistillConfig,

@@ -1,5 +1,6 @@
 """Distribution matching (DM, Zhao & Bilen 2023): synthetic images should have the mean embedding of real ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,12 @@ from ld3m.networks import fused
 
 
 def dm_loss(
-    network: nn.Module, real: Tensor, synthetic: Tensor, *, compile: bool = False, real_chunk: int | None = None
+    network: nn.Module,
+    real: Tensor | Sequence[Tensor],
+    synthetic: Tensor,
+    *,
+    compile: bool = False,
+    real_chunk: int | None = None,
 ) -> Tensor:
     """Return the squared distance between mean embeddings, a sum over features, one per class, not summed.
 
@@ -27,7 +33,8 @@ def dm_loss(
 
     Args:
         network: with `embed(images)` -> (B, features).
-        real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient.
+        real: (C, R, 3, H, W), R real images of each of C classes, augmented by the caller; gets no gradient. Where the
+            classes have unequally many, C tensors (R, 3, H, W).
         synthetic: (C, S, 3, H, W), differentiable.
         compile: run the synthetic side through torch.compile, once for each network object and shape.
         real_chunk: real images that go through the network at once; all when None. Not for a network that sees a batch
@@ -43,19 +50,24 @@ def dm_loss(
             f"dm_loss needs a network with embed(images) -> (B, features), got {type(network).__name__}; "
             "build one with ld3m.networks.build or add the method"
         )
-    with torch.no_grad(), clear_network_errors("dm_loss", Embedding(network), real):
+    with torch.no_grad(), clear_network_errors("dm_loss", Embedding(network), real[0]):
         target = mean_embeddings(Embedding(fused(network)), real, real_chunk)
     embed = compiled(mean_embeddings) if compile else mean_embeddings
     return (embed(Embedding(network), synthetic) - target).square().sum(1)
 
 
-def mean_embeddings(embedding: "Embedding", images: Tensor, chunk: int | None = None) -> Tensor:
-    """Return the mean embedding (C, features) of images (C, B, 3, H, W), `chunk` of them at a time."""
+def mean_embeddings(embedding: "Embedding", images: Tensor | Sequence[Tensor], chunk: int | None = None) -> Tensor:
+    """Return the mean embedding (C, features) of images (C, B, 3, H, W), `chunk` of them at a time.
+
+    The classes' images may be tensors (B, 3, H, W) of unequal sizes, which go through the network as one batch too.
+    """
     state = weights_of(embedding) | buffers_of(embedding)
-    flat = images.flatten(0, 1)  # (C, B, 3, H, W) -> (C * B, 3, H, W)
+    flat = images.flatten(0, 1) if isinstance(images, Tensor) else torch.cat(list(images))  # -> (C * B, 3, H, W)
     parts = [functional_call(embedding, state, (part,)) for part in flat.split(chunk or len(flat))]
     features = torch.cat(parts) if len(parts) > 1 else parts[0]  # (C * B, F)
-    return features.unflatten(0, images.shape[:2]).mean(1)  # (C * B, F) -> (C, F)
+    if isinstance(images, Tensor):
+        return features.unflatten(0, images.shape[:2]).mean(1)  # (C * B, F) -> (C, F)
+    return torch.stack([part.mean(0) for part in features.split([len(own) for own in images])])
 
 
 class Embedding(nn.Module):
@@ -71,7 +83,7 @@ class Embedding(nn.Module):
 
 def of_classes(
     network: nn.Module,
-    real: Tensor,
+    real: Tensor | Sequence[Tensor],
     synthetic: Tensor,
     labels: Tensor,
     config: ResolvedDistillConfig,

@@ -1,6 +1,6 @@
 """The entry of the table of losses: the loss itself, and what it costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,7 +70,10 @@ class Loss:
             otherwise met class by class.
     """
 
-    of_classes: Callable[[nn.Module, Tensor, Tensor, Tensor, ResolvedDistillConfig, int | None], Tensor] | None
+    of_classes: (
+        Callable[[nn.Module, Tensor | Sequence[Tensor], Tensor, Tensor, ResolvedDistillConfig, int | None], Tensor]
+        | None
+    )
     costs: Callable[[nn.Module, Work], LossCosts]
     joins_classes: bool = False
 

@@ -120,7 +120,7 @@ def count_costs(prior: Prior, work: Workload) -> Costs:
     if work.steps:
         chain, chain_free = footprint(run, device), _free(run, device)
         quantising = _free(lambda: prior.quantize(latents), device)
-    matched = _network(work, device)
+    matched = matched_network(work, device)
     latent = latents.nbytes + (0 if conditioning is None else conditioning.nbytes)
     with seeds.scoped_global_rng(0, "costs"):  # dropout
         matching = LOSSES[work.algorithm].costs(
@@ -143,7 +143,8 @@ def count_costs(prior: Prior, work: Workload) -> Costs:
     )
 
 
-def _network(work: Workload, device: torch.device) -> nn.Module:
+def matched_network(work: Workload, device: torch.device) -> nn.Module:
+    """Build the network that is matched, on the device."""
     size = {"num_classes": work.num_classes, "resolution": work.resolution, "width": work.width}
     if device.type == "meta":
         return networks.blueprint(work.network, **size)

@@ -16,6 +16,7 @@ from ld3m.runtime.reading import shown
 if TYPE_CHECKING:
     from ld3m.memory.diffusion import DiffusionPlanner
     from ld3m.memory.glad import GladPlanner
+    from ld3m.memory.pixel import PixelPlanner
 
 _UNITS = ("", "K", "M", "G", "T")
 
@@ -53,7 +54,7 @@ class Plan:
     saved_bytes: int = 0
     slow_down: float = 1.0
     budget_bytes: int = 0
-    planner: "DiffusionPlanner | GladPlanner | None" = field(default=None, repr=False, compare=False)
+    planner: "DiffusionPlanner | GladPlanner | PixelPlanner | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         decoder, real = self.decoder_batch or "all", self.real_chunk or "all"

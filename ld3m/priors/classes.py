@@ -53,14 +53,14 @@ def match_classes(
     remedy = _EMBEDDED_KNOWS if prior.name == _EMBEDDED else ""
     if unmatched and is_required:
         raise InputError(
-            f"no class of {prior.name} matches {unmatched}; name the prior's class for each class of the data, in "
-            f"label order, by class_ids (--class-ids){remedy}"
+            f"no class of {prior.name} matches {_listed(unmatched)}; name the prior's class for each class of the "
+            f"data, in label order, by class_ids (--class-ids){remedy}"
         )
     if unmatched:
         logger.warning(
             "no class of %s matches %s: starting from the null class; choose by class_ids (--class-ids)%s",
             prior.name,
-            unmatched,
+            _listed(unmatched),
             remedy,
         )
     return [prior.null_class if k is None else k for k in found]
@@ -70,7 +70,13 @@ def warn_of_unknown(prior: Prior, class_names: Sequence[str]) -> None:
     """Say where the first stage of the embedded prior, grey clothes alone, is to show other images."""
     known = {name.casefold() for name in prior.class_names or ()}
     if prior.name == _EMBEDDED and not known & {name.casefold() for name in class_names}:
-        logger.warning("the decoder of %s never saw images of %s%s", prior.name, list(class_names), _EMBEDDED_KNOWS)
+        logger.warning("the decoder of %s never saw images of %s%s", prior.name, _listed(class_names), _EMBEDDED_KNOWS)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """Return names as a list has them; of many, the first and how many there are."""
+    more = f" and {len(names) - most} more, {len(names)} in all" if len(names) > most else ""
+    return f"{list(names[:most])}{more}"
 
 
 def _are_ilsvrc(class_names: Sequence[str]) -> bool:

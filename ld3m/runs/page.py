@@ -33,7 +33,6 @@ from ld3m.runs.result import PARAMETERS, Result, load
 from ld3m.runtime.reading import is_there, mapping, parse_json, read_text, whole
 from ld3m.runtime.storage import write_json, write_text
 
-_CLASSES, _PER_CLASS = 100, 10  # what the page shows at most; the folder has all
 _HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -225,16 +224,17 @@ def _images(folder: Path, result: Result | None) -> str:
         so_far = _picture(grid.read_bytes(), "grid of the images so far") if grid.is_file() else ""
         return _missing(f"The run has not ended: there is no {DISTILLED} yet.") + so_far
     figures = []
-    for label, name in enumerate(result.class_names[:_CLASSES]):
+    num_classes, columns, side = pictures.fitting(len(result.class_names), result.ipc, result.images.shape[-1])
+    for label, name in enumerate(result.class_names[:num_classes]):
         tiles = "\n".join(
             _picture(pictures.png_bytes(pictures.to_pillow(image)), f"{name}, image {k}")
-            for k, image in enumerate(result.images[result.labels == label][:_PER_CLASS])
+            for k, image in enumerate(pictures.shrunk(result.images[result.labels == label][:columns], side))
         )
         figures.append(f"<figure><figcaption>{_text(name)}</figcaption><div>{tiles}</div></figure>")
     kind = ("tiles" if result.ipc == 1 else "rows") + (" small" if result.images.shape[-1] < 96 else "")
-    columns = min(result.ipc, _PER_CLASS)
     rest = len(result.labels) - columns * len(figures)
     note = _missing(f"{rest} more lie in the folder images/.") if rest else ""
+    note += _missing(f"Shown at {side} px; images/ has them whole.") if side < result.images.shape[-1] else ""
     return f'<div class="{kind}" style="--n: {columns}">\n{"".join(figures)}</div>\n{note}'
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.runtime.storage import replacing
@@ -14,6 +15,7 @@ from ld3m.runtime.storage import replacing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_MOST_PIXELS = 1_100_000  # of all pictures of a page: 4.4 MB as text even of noise, which is 3 bytes a pixel
 _INK, _RULE = (40, 40, 40), (222, 222, 222)
 _COLORS = ((31, 119, 180), (214, 90, 20), (44, 140, 60), (150, 80, 170))
 
@@ -24,6 +26,32 @@ def to_pillow(image: Tensor) -> "Image":
 
     pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def fitting(num_classes: int, per_class: int, side: int) -> tuple[int, int, int]:
+    """Return how many classes and images of each to show, and at what side, so that a page of them stays small.
+
+    At most 100 classes and 10 images of each; of large ones fewer, then smaller ones, until there are `_MOST_PIXELS`.
+    """
+    classes, count = min(num_classes, 100), min(per_class, 10)
+
+    def left() -> int:
+        return _MOST_PIXELS // (classes * side**2)
+
+    if side > 64 and left() < count:
+        count = max(min(count, 5), left())
+    while left() < count and side > 32:
+        side = max(32, side // 2)
+    count = max(1, min(count, left()))
+    return min(classes, max(1, _MOST_PIXELS // (count * side**2))), count, side
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Return images (N, 3, H, W) at a side that is not larger, each pixel the mean of its area."""
+    height, width = images.shape[-2:]
+    if width <= side or not len(images):
+        return images
+    return F.interpolate(images.float(), (max(1, height * side // width), side), mode="area")
 
 
 def save_numbered(folder: Path, images: Iterable[Tensor]) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PARAMETERS = ("latents", "conditioning", "features", "codes")  # pixels are the images themselves
 
 WEIGHTS = "weights"  # of the images, where they differ
-_GRID_CLASSES, _GRID_PER_CLASS = 100, 10
 _LONGEST = 200  # bytes of a name; file systems take 255, of which an export may need some for marks
 _SLACK = 1e-3  # of a value's range, a quarter of a grey level
 _METADATA = {"class_names": listing(text(), least=1), "config": mapping({}, {"network": optional(text())})}
@@ -97,9 +96,11 @@ class Result:
         return f"{len(self)} images of {len(self.class_names)} classes, {width} × {height} px"
 
     def grid(self) -> "Image":
-        """Draw the images with the names of their classes: at most 100 classes, and 10 images of each."""
-        shown = enumerate(self.class_names[:_GRID_CLASSES])
-        return display.named_grid([(name, self.images[self.labels == k][:_GRID_PER_CLASS]) for k, name in shown])
+        """Draw the images with the names of their classes: at most 100 classes, and 10 images of each; of large images
+        fewer and smaller."""
+        num_classes, count, side = pictures.fitting(len(self.class_names), self.ipc, self.images.shape[-1])
+        shown = ((name, self.images[self.labels == k]) for k, name in enumerate(self.class_names[:num_classes]))
+        return display.named_grid([(name, pictures.shrunk(images[:count], side)) for name, images in shown])
 
     def dataset(self) -> TensorDataset:
         """Return a torch data set of (image, label), the images (3, H, W) normalized as networks are to see them."""

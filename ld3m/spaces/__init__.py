@@ -4,7 +4,7 @@ from typing import Any
 
 from ld3m.config import DistillConfig, one_of
 from ld3m.errors import ConfigError
-from ld3m.spaces.base import DiffusionSetup, Space, SpaceSetup, keep_rows
+from ld3m.spaces.base import DiffusionSetup, Space, SpaceSetup, keep_rows, only_rows
 from ld3m.spaces.glad import GladSetup, GladSpace
 from ld3m.spaces.latent import LatentSetup, LatentSpace
 from ld3m.spaces.pixel import PixelSetup, PixelSpace
@@ -18,6 +18,7 @@ __all__ = [
     "Space",
     "SpaceSetup",
     "keep_rows",
+    "only_rows",
     "setup_of",
 ]
 

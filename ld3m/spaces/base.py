@@ -1,6 +1,8 @@
 """The two halves of every space: the map from parameters to images, and how a distillation in it is set up."""
 
+import contextlib
 import copy
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -47,6 +49,35 @@ def keep_rows(space: Any, rows: Tensor) -> None:
         for name, p in space.parameters.items()
     }
     space.rows = rows
+
+
+@contextlib.contextmanager
+def only_rows(space: Any, rows: Tensor) -> Generator[Tensor]:
+    """Show a space the parameters of these rows alone for the block, as leaves; their gradient goes to the space's own.
+
+    Autograd would make the gradient of a few rows of a parameter as large as the parameter, once for each few.
+
+    Yields:
+        The rows as the space counts them in the block.
+    """
+    whole, names = space.parameters, getattr(space, "rows", None)
+    space.parameters = {
+        name: p.detach()[rows.to(p.device)].requires_grad_(p.requires_grad) for name, p in whole.items()
+    }
+    if names is not None:
+        space.rows = names[rows]
+    try:
+        yield torch.arange(len(rows))
+        few = space.parameters
+    finally:
+        space.parameters = whole
+        if names is not None:
+            space.rows = names
+    for name, own in few.items():
+        if own.grad is not None:
+            p = whole[name]
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad.index_add_(0, rows.to(p.device), own.grad)
 
 
 class SpaceSetup(Protocol[AnyPrior]):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ld3m.config import ResolvedDistillConfig
 from ld3m.data import Dataset
+from ld3m.memory.pixel import plan_pixels
 from ld3m.memory.plan import Plan
 from ld3m.priors import Prior
 from ld3m.spaces.base import DiffusionSetup
@@ -34,7 +35,7 @@ class PixelSpace:
         self.parameters["pixels"].clamp_(self._least, self._most)
 
     def apply_plan(self, plan: Plan) -> None:
-        """Nothing is planned: a picture costs as much as its gradient."""
+        """A picture costs as much as its gradient: what is planned is the matching."""
 
     def _limit(self, shown: float) -> Tensor:
         """Return the pixels (3, 1, 1) that are shown as black or white, moved inwards where rounding leads outside."""
@@ -47,8 +48,11 @@ class PixelSpace:
 class PixelSetup(DiffusionSetup):
     """The set-up of a distillation of pixels; of the prior, the resolution alone is asked for."""
 
-    def plan(self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> None:
-        """Nothing is planned."""
+    settings = frozenset({"memory_budget", "real_chunk"})
+
+    def plan(self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset) -> Plan | None:
+        num_classes, most_images = dataset.train.num_classes, int(torch.bincount(dataset.train.labels).max())
+        return plan_pixels(config, num_classes, min(config.real_batch, most_images), prior.device)
 
     def build(
         self, config: ResolvedDistillConfig, prior: Prior, dataset: Dataset, plan: Plan | None, device: torch.device

@@ -121,7 +121,7 @@ def test_info_names_what_there_is(ld3m_command):
     status, out, _ = ld3m_command("info")
     assert status == 0
     lines = dict(re.findall(r"^(\w+) +(.+)$", out, re.M))
-    assert set(lines) == {"versions", "devices", "backends", "priors", "generators", "networks", "protocols"}
+    assert set(lines) == {"versions", "devices", "backends", "priors", "generators", "networks", "protocols", "decoded"}
     assert f"torch {torch.__version__.partition('+')[0]}" in lines["versions"]
     assert re.search(r"native: .*_C\S*\.so, CUDA: .*; triton: \d.*, kernels in \S+kernels", lines["backends"])
     assert "random:tiny" in lines["priors"]

@@ -117,10 +117,21 @@ def test_the_smallest_plan_failing_ends_the_run_and_keeps_the_state(go, tmp_path
     go(out=tmp_path, resume=True)  # when there is memory again
 
 
-def test_pixels_have_no_plan_to_make_smaller(go, monkeypatch):
-    run_out(monkeypatch, MemoryError(), iteration=0, after=0)
+def test_pixels_are_matched_with_less(go, monkeypatch, relative_error, caplog):
+    expected = go(space="pixel", memory_budget=None)
+    run_out(monkeypatch, MemoryError(), iteration=1, after=0)
+    result = go(space="pixel", memory_budget=None)
+    assert "out of memory in iteration 1; it is repeated with less" in caplog.text
+    assert relative_error(result.images, expected.images) < 1e-5
+
+
+def test_trajectories_of_pixels_have_no_plan_to_make_smaller(go, tmp_path, monkeypatch):
+    def none_left(self, iteration):
+        raise MemoryError
+
+    monkeypatch.setattr(TrajectoryMatching, "backward", none_left)
     with pytest.raises(MemoryBudgetError, match="ran out of memory in iteration 0: there is not enough; the state"):
-        go(space="pixel", memory_budget=None)
+        go(space="pixel", memory_budget=None, algorithm="mtt", out=tmp_path)
 
 
 def test_trajectories_are_repeated_too(go, tmp_path, monkeypatch, relative_error):

@@ -341,10 +341,12 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
     objective.apply_plan(plan)
     running = loop._Loop(job, objective)
     running._iterate(0)  # makes the gradients of the parameters and their momentum
-    state = running._state()
+    running.optimizer.keep(1)
+    state = running.optimizer.state()
+    running._iterate(1)  # and the second state
+    running.optimizer.keep(2)
     learnt = list(running.parameters.values())
-    always_there = [*learnt, *(p.grad for p in learnt), *state.values()]
-    always_there += [running.optimizer.state[p]["momentum_buffer"] for p in learnt]
+    always_there = [*learnt, *(p.grad for p in learnt), *state.values(), *running.optimizer.state().values()]
     for module in (*tiny_prior.modules(), objective._network):
         always_there += [*module.parameters(), *module.buffers()]
     resident = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in always_there}.values())

@@ -7,6 +7,7 @@ import pytest
 
 import ld3m
 from ld3m.errors import InputError
+from ld3m.priors import classes
 from ld3m.priors.classes import match_classes
 
 
@@ -111,3 +112,11 @@ def test_a_prior_that_names_the_classes_of_ilsvrc_matches_by_wnid_and_by_spellin
     known = prior(class_names=(*names[:3], "another spelling", *names[4:]))
     assert match_classes(known, ("any", "golf_ball"), ("n01440764", None)) == [0, 574]
     assert match_classes(prior(class_names=("b", "a") * 500), ("a",), ("n01440764",)) == [1]
+
+
+def test_many_unmatched_names_are_summed_up():
+    names = [f"class {k}" for k in range(1000)]
+    text = classes._listed(names)
+    assert text.startswith("['class 0', 'class 1', ") and text.endswith("] and 988 more, 1000 in all")
+    assert len(text) < 200
+    assert classes._listed(["a", "b"]) == "['a', 'b']"

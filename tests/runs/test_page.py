@@ -301,3 +301,18 @@ def test_curves_of_nothing_are_one_empty_panel(tmp_path, monkeypatch, content):
     charts, path = drawn(monkeypatch, tmp_path)
     assert charts == {"Loss": {"loss": []}}
     assert path == tmp_path / "curves.png" and path.is_file()
+
+
+@pytest.mark.parametrize(("num_classes", "ipc", "side"), [(20, 2, 256), (150, 2, 64), (1, 1, 1400)])
+def test_page_and_grid_stay_small_whatever_the_set(num_classes, ipc, side, tmp_path):
+    """Of noise, which no file format makes smaller."""
+    images = torch.rand(num_classes * ipc, 3, side, side, generator=torch.Generator().manual_seed(0))
+    labels, names = torch.arange(num_classes).repeat_interleave(ipc), tuple(f"class {k}" for k in range(num_classes))
+    made = Result(images, labels, names, {}, {}, torch.zeros(3), torch.ones(3))
+    made.draw_grid(tmp_path)
+    page = report._images(tmp_path, made)
+    shown = pictures.fitting(num_classes, ipc, side)[2]
+    assert len(page) < 5e6
+    assert (tmp_path / "grid.png").stat().st_size < 5e6
+    assert ("Shown at" in page) == (shown < side)
+    assert page.count("<img") <= 1_100_000 // shown**2

@@ -116,3 +116,27 @@ def test_png_keeps_every_pixel(tmp_path):
     assert content == pictures.png_bytes(picture)
     assert Image.open(io.BytesIO(content)).tobytes() == picture.tobytes()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "per_class", "side", "shown"),
+    [
+        (10, 1, 256, (10, 1, 256)),
+        (10, 10, 32, (10, 10, 32)),
+        (10, 10, 128, (10, 6, 128)),
+        (1000, 50, 32, (100, 10, 32)),
+        (1000, 50, 64, (100, 10, 32)),
+        (1000, 50, 256, (100, 5, 32)),
+        (1, 1, 2048, (1, 1, 1024)),
+    ],
+)
+def test_what_is_shown_is_bounded(num_classes, per_class, side, shown):
+    assert pictures.fitting(num_classes, per_class, side) == shown
+    classes, count, side = shown
+    assert classes * count * side**2 <= 1_100_000
+
+
+def test_shrinking_takes_means():
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.allclose(pictures.shrunk(images, 4)[:, :, 0, 0], images[:, :, :2, :2].mean((2, 3)))
+    assert pictures.shrunk(images, 8) is images

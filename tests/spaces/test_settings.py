@@ -15,7 +15,7 @@ from ld3m.spaces import SPACES, setup_of
         ("glad", "latent_size", 16, "ld3m or autoencoder"),
         ("glad", "attention", "bmm", "ld3m or autoencoder"),
         ("autoencoder", "cuda_graphs", True, "ld3m"),
-        ("pixel", "memory_budget", "1GB", "ld3m or autoencoder or glad"),
+        ("pixel", "micro_batch", 4, "ld3m or autoencoder or glad"),
         ("glad", "cuda_graphs", True, "ld3m"),
         ("pixel", "retain", 0.5, "ld3m or autoencoder or glad"),
     ],
