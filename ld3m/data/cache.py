@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ld3m.data.images import Dataset, ImageSet
-from ld3m.errors import CheckpointError, ConfigError, DataError
+from ld3m.errors import CheckpointError, ConfigError, DataError, Ld3mError
 from ld3m.runtime import locks
 from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.storage import load_tensors, save_tensors
@@ -127,14 +127,11 @@ class Shelf:
             found = self._open(is_new=True)
             assert found is not None
             return found
-        except OSError as error:
-            reason = f"the decoded images cannot be kept in {self.folder.parent} ({error.strerror or error})"
-        except NoRoomError as error:
-            reason = str(error)
-        self._rooms.clear()
-        if not self.is_optional:
-            raise DataError(f"{reason}; name another folder by --cache, or --cache off to keep none")
-        logger.warning("%s; going on without. --cache names another folder", reason)
+        except NotKeptError as error:
+            self._rooms.clear()
+            if not self.is_optional:
+                raise DataError(f"{error}; name another folder by --cache, or --cache off to keep none") from error
+            logger.warning("%s; going on without. --cache names another folder", error)
         return make(None)
 
     # What `decode` asks of a store.
@@ -144,11 +141,11 @@ class Shelf:
         needed, there = 3 * count * side**2, path.stat().st_size if path.is_file() else 0
         free = shutil.disk_usage(self._partial).free
         if free < needed - there:  # a memory map on a full disk would kill the process
-            raise NoRoomError(
+            raise NotKeptError(
                 f"the decoded images need {needed / 2**30:.1f} GiB in {self.folder.parent}, where "
                 f"{free / 2**30:.1f} GiB are free"
             )
-        with open(path, "rb+" if there else "wb+") as file:
+        with _keeping(self.folder.parent), open(path, "rb+" if there else "wb+") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, needed)
             file.truncate(needed)
@@ -179,10 +176,11 @@ class Shelf:
     def _begin(self) -> None:
         partial = self._partial
         note = partial / _KEY
-        if note.is_file() and note.read_text() != self.key:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        note.write_text(self.key)
+        with _keeping(self.folder.parent):
+            if note.is_file() and note.read_text() != self.key:
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True, exist_ok=True)
+            note.write_text(self.key)
         self._flushed_at = time.monotonic()
         logger.info(
             "decoding into %s, for this and later commands; --cache DIR sets where, --cache off keeps none", self.folder
@@ -197,10 +195,11 @@ class Shelf:
 
     def _flush(self) -> None:
         """Force pixels to the disk, then what says that they are there."""
-        for split_name, lines in self._pending.items():
-            self._rooms[split_name].flush()
-            with open(self._partial / f"{split_name}.{_DONE}", "a", encoding="utf-8") as file:
-                file.writelines(lines)
+        with _keeping(self.folder.parent):
+            for split_name, lines in self._pending.items():
+                self._rooms[split_name].flush()
+                with open(self._partial / f"{split_name}.{_DONE}", "a", encoding="utf-8") as file:
+                    file.writelines(lines)
         self._pending.clear()
         self._flushed_at = time.monotonic()
 
@@ -211,27 +210,30 @@ class Shelf:
             "key": self.key, "name": dataset.name, "class_names": list(dataset.class_names),
             "wnids": list(dataset.wnids), "resolution": dataset.resolution, "said": said,
         }  # fmt: skip
-        for name, room in self._rooms.items():
-            room.flush()
-            one = splits[name]
-            os.truncate(self._partial / f"{name}.u8", 0 if one is None else one.images.numel())
         tensors = {"mean": dataset.mean, "std": dataset.std, **labels}
-        save_tensors(self._partial / _FACTS, tensors, {key: json.dumps(value) for key, value in about.items()})
-        self._rooms.clear()
-        for left in (_KEY, f"train.{_DONE}", f"test.{_DONE}"):
-            (self._partial / left).unlink(missing_ok=True)
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
-        os.replace(self._partial, self.folder)
+        with _keeping(self.folder.parent):
+            save_tensors(self._partial / _FACTS, tensors, {key: json.dumps(value) for key, value in about.items()})
+            for name, room in self._rooms.items():
+                room.flush()
+                one = splits[name]
+                os.truncate(self._partial / f"{name}.u8", 0 if one is None else one.images.numel())
+            self._rooms.clear()
+            for left in (_KEY, f"train.{_DONE}", f"test.{_DONE}"):
+                (self._partial / left).unlink(missing_ok=True)
+            if self.folder.is_dir():
+                shutil.rmtree(self.folder)
+            os.replace(self._partial, self.folder)
 
     @contextlib.contextmanager
     def _sole_maker(self) -> Generator[None]:
         """Wait until no other process makes the folder; let none until the end of the block."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with _keeping(self.folder.parent):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
         held, is_said = None, False
         while held is None:
             try:
-                held = locks.acquire(self.folder.with_name(f".{self.folder.name}.lock"), self.folder)
+                with _keeping(self.folder.parent):
+                    held = locks.acquire(self.folder.with_name(f".{self.folder.name}.lock"), self.folder)
             except ConfigError as error:
                 if not is_said:
                     logger.info("waiting: %s", str(error).partition(";")[0])
@@ -265,8 +267,20 @@ class Shelf:
         return Dataset(about["name"], train, test, *statistics, names, wnids, side)
 
 
-class NoRoomError(Exception):
-    """The disk does not hold the decoded images."""
+class NotKeptError(Exception):
+    """Decoded images cannot be kept: the disk is full, or not to be written to."""
+
+
+@contextlib.contextmanager
+def _keeping(place: Path) -> Generator[None]:
+    """Let what goes wrong with files in the block be known from what goes wrong with the data."""
+    try:
+        yield
+    except (OSError, Ld3mError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # what `runtime.storage` words already
+        if not isinstance(cause, OSError):
+            raise
+        raise NotKeptError(f"the decoded images cannot be kept in {place} ({cause.strerror or cause})") from error
 
 
 @contextlib.contextmanager
