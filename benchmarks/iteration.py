@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import glad, official, released_losses
+from ld3m.data.images import to_unit
 from ld3m.distillation import objectives
 from ld3m.distillation.experts import train_experts
 from ld3m.distillation.job import Job, objective_of, prepare
@@ -189,8 +190,12 @@ def image_gradient(objective: ClassMatching | TrajectoryMatching, images: Tensor
         )
     draw = seeds.generator(config.seed, "network", 0)
     network = objectives._network(config, objective.dataset, draw).to(device).train()
-    labels = range(objective.dataset.train.num_classes)
-    classes = ((torch.tensor(k, device=device), objective._augmentation(0, k), objective._real(0, k)) for k in labels)
+
+    def class_at(label: int) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
+        real = objective.dataset.normalize(to_unit(objective._real(0, label).to(device)))
+        return torch.tensor(label, device=device), objective._augmentation(0, label), real
+
+    classes = map(class_at, range(objective.dataset.train.num_classes))
     return released_losses.class_gradient(config.algorithm, network, classes, images, config.ipc, is_glad=is_glad)
 
 
