@@ -15,7 +15,7 @@ from ld3m.matching import LOSSES, Line, Work
 from ld3m.matching.gradient import sees_whole_batches
 from ld3m.priors import Prior
 from ld3m.runtime import seeds
-from ld3m.runtime.footprint import Pass, footprint, peak_bytes, size_of
+from ld3m.runtime.footprint import Pass, footprint, largest_result, peak_bytes, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ class Costs:
         decoding: latents to image.
         decoding_free: the same without gradient.
         real, synthetic, gradients: as of `LossCosts`.
+        real_map: elements of the matched network's largest map.
         cuts_real_batch: whether the real images may go through the network in chunks.
         is_graphed: whether evaluations are CUDA graphs, whose memory stays theirs.
     """
@@ -86,13 +87,15 @@ class Costs:
     real: Line
     synthetic: Line
     gradients: int
+    real_map: int
     cuts_real_batch: bool
     is_graphed: bool = False
 
     def saved_only(self) -> "Costs":
         """Return the part of the costs that autograd keeps of chain and decoder."""
         chain, decoding = (replace(p, forward=p.held, peak=p.held) for p in (self.chain, self.decoding))
-        return Costs(0, self.latent, 0, chain, 0, 0, decoding, 0, Line(), Line(), 0, self.cuts_real_batch)
+        none = {name: 0 for name in ("resident", "picture", "chain_free", "quantising", "decoding_free", "gradients")}
+        return replace(self, **none, chain=chain, decoding=decoding, real=Line(), synthetic=Line(), is_graphed=False)
 
 
 def count_costs(prior: Prior, work: Workload) -> Costs:
@@ -123,9 +126,9 @@ def count_costs(prior: Prior, work: Workload) -> Costs:
     matched = matched_network(work, device)
     latent = latents.nbytes + (0 if conditioning is None else conditioning.nbytes)
     with seeds.scoped_global_rng(0, "costs"):  # dropout
-        matching = LOSSES[work.algorithm].costs(
-            matched, Work(work.resolution, work.num_classes, work.ipc, work.student_steps)
-        )
+        images = Work(work.resolution, work.num_classes, work.ipc, work.student_steps)
+        matching = LOSSES[work.algorithm].costs(matched, images)
+        real_map = map_elements(matched, images)
     return Costs(
         resident=size_of(*prior.modules(), matched) + 5 * work.num_classes * work.ipc * latent,
         latent=latent,
@@ -138,6 +141,7 @@ def count_costs(prior: Prior, work: Workload) -> Costs:
         real=matching.real,
         synthetic=matching.synthetic,
         gradients=matching.gradients,
+        real_map=real_map,
         cuts_real_batch=work.is_streamed and not sees_whole_batches(matched),
         is_graphed=is_graphed,
     )
@@ -149,6 +153,11 @@ def matched_network(work: Workload, device: torch.device) -> nn.Module:
     if device.type == "meta":
         return networks.blueprint(work.network, **size)
     return networks.build(work.network, **size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def map_elements(network: nn.Module, work: Work) -> int:
+    """Return the elements of the network's largest map of an image."""
+    return largest_result(lambda: network(work.images(network, 2))) // 2  # two, for norms that look at the batch
 
 
 @torch.no_grad()

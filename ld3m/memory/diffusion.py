@@ -18,7 +18,7 @@ in gradient matching, whose gradient then stays until all are matched. What is c
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,10 +26,8 @@ from ld3m.config import one_of
 from ld3m.errors import ConfigError
 from ld3m.matching import LOSSES
 from ld3m.memory.costs import Costs, Workload, count_costs
-from ld3m.memory.plan import IMAGES_IN_FLIGHT, Plan, budget_of, even_size, size_text
+from ld3m.memory.plan import Plan, budget_of, even_size, images_in_flight, real_chunks, size_text
 from ld3m.priors import Prior
-
-_SMALL_CHUNK = IMAGES_IN_FLIGHT  # smaller chunks of the real batch are taken only where nothing else fits
 
 # Forward passes that an evaluation and its backward pass cost, its activations kept or not (counted, cin256's shape).
 _KEPT, _RECOMPUTED = 2.01, 3.01
@@ -102,15 +100,21 @@ def plan_work(prior: Prior, work: Workload, budget: str | int | None, retain: fl
         prior.require_resolution(work.resolution)
     if not work.is_streamed:
         work = replace(work, real_batch=0)
-    return DiffusionPlanner(count_costs(prior, work), work, retain).plan(budget_of(budget, prior.device))
+    planner = DiffusionPlanner(count_costs(prior, work), work, images_in_flight(prior.device), retain)
+    return planner.plan(budget_of(budget, prior.device))
 
 
 @dataclass(frozen=True)
 class DiffusionPlanner:
-    """Planner of the spaces of a latent diffusion model."""
+    """Planner of the spaces of a latent diffusion model.
+
+    Args:
+        most_images: that a call of the denoiser takes.
+    """
 
     costs: Costs
     work: Workload
+    most_images: int
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
@@ -152,10 +156,10 @@ class DiffusionPlanner:
         levels: dict[int, list[Plan]] = {}
         classes = {work.num_classes}
         if work.is_streamed:
-            classes = _even_sizes(work.num_classes, max(1, IMAGES_IN_FLIGHT // work.ipc))
+            classes = _even_sizes(work.num_classes, max(1, self.most_images // work.ipc))
         for in_flight in sorted(classes):
             images = in_flight * work.ipc
-            sizes = _even_sizes(images, IMAGES_IN_FLIGHT)
+            sizes = _even_sizes(images, self.most_images)
             for micro_batch in sorted(sizes) if work.steps else [images]:
                 calls = math.ceil(work.num_classes / in_flight) * math.ceil(images / micro_batch)
                 plans = [Plan(0.0, micro_batch, in_flight, batch, None) for batch in (None, *sizes)]
@@ -179,13 +183,9 @@ class DiffusionPlanner:
         chunk = next(chunk for chunk in chunks if fits(retain, chunk))
         return self._rated(replace(plan, retain=retain, real_chunk=chunk))
 
-    def _chunks(self, plan: Plan, only_large: bool) -> Iterator[int | None]:
-        """Yield None for the whole real batch, then halves of it down to one image."""
-        yield None
+    def _chunks(self, plan: Plan, only_large: bool) -> Iterable[int | None]:
         size = self.work.real_batch * (plan.classes_in_flight if self.work.joins_classes else 1)
-        while self.costs.cuts_real_batch and size > (2 * _SMALL_CHUNK if only_large else 1):
-            size = math.ceil(size / 2)
-            yield size
+        return real_chunks(size, self.costs.real_map, only_large=only_large) if self.costs.cuts_real_batch else [None]
 
 
 def _preference(plan: Plan) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import torch
 from ld3m.config import ResolvedDistillConfig
 from ld3m.errors import ConfigError
 from ld3m.matching import LOSSES
-from ld3m.memory.plan import IMAGES_IN_FLIGHT, Plan, budget_of, even_size, size_text
+from ld3m.memory.plan import Plan, budget_of, even_size, images_in_flight, size_text
 from ld3m.priors import StyleGAN
 from ld3m.runtime.footprint import saved_bytes, size_of
 
@@ -41,6 +41,7 @@ def plan_glad(config: ResolvedDistillConfig, generator: StyleGAN, num_classes: i
         num_classes=num_classes,
         fewest_classes=1 if LOSSES[config.algorithm].is_streamed else num_classes,
         ipc=config.ipc,
+        most_images=images_in_flight(generator.device),
         retain=config.retain,
     )
     return planner.plan(budget_of(config.memory_budget, generator.device))
@@ -54,6 +55,7 @@ class GladPlanner:
         resident: bytes of the generator.
         image_bytes: what autograd keeps of an image.
         fewest_classes: that are rendered together at least.
+        most_images: that are made at once.
     """
 
     name: str
@@ -63,6 +65,7 @@ class GladPlanner:
     num_classes: int
     fewest_classes: int
     ipc: int
+    most_images: int
     retain: float | None = None
 
     def plan(self, budget: int) -> Plan:
@@ -74,10 +77,10 @@ class GladPlanner:
                 f"of one image from layer {self.layer} on, {size_text(self.resident + self.image_bytes)}; raise it, or "
                 "choose a later layer"
             )
-        classes = min(even_size(self.num_classes, most // self.ipc) for most in (IMAGES_IN_FLIGHT, fitting))
+        classes = min(even_size(self.num_classes, most // self.ipc) for most in (self.most_images, fitting))
         classes = max(classes, self.fewest_classes)
         images = classes * self.ipc
-        micro_batch = min(images, fitting, IMAGES_IN_FLIGHT)
+        micro_batch = min(images, fitting, self.most_images)
         holds = images if images <= fitting else fitting - micro_batch
         kept = holds if self.retain is None else round(self.retain * images)
         if kept > holds:

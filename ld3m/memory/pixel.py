@@ -13,13 +13,12 @@ from ld3m.config import ResolvedDistillConfig
 from ld3m.errors import ConfigError
 from ld3m.matching import LOSSES, LossCosts, Work
 from ld3m.matching.gradient import sees_whole_batches
-from ld3m.memory.costs import Workload, matched_network
-from ld3m.memory.plan import Plan, budget_of, even_size, size_text
+from ld3m.memory.costs import Workload, map_elements, matched_network
+from ld3m.memory.plan import Plan, budget_of, even_size, real_chunks, size_text
 from ld3m.runtime import seeds
 from ld3m.runtime.footprint import size_of
 
 _SHARE, _LEAST = 32, 2**26  # part of the budget, and bytes, that keep a network busy
-_SMALL_CHUNK = 16  # smaller chunks of the real batch are taken only where nothing else fits
 _COPIES = 4  # of a synthetic image: shown, normalized, augmented, its gradient
 
 
@@ -35,10 +34,11 @@ def plan_pixels(config: ResolvedDistillConfig, num_classes: int, real_batch: int
     work = Workload.of(config, has_chain=False, num_classes=num_classes, real_batch=real_batch)
     network = matched_network(work, device)
     with seeds.scoped_global_rng(0, "costs"):  # dropout
-        costs = loss.costs(network, Work(work.resolution, num_classes, work.ipc, work.student_steps))
+        images = Work(work.resolution, num_classes, work.ipc, work.student_steps)
+        costs, real_map = loss.costs(network, images), map_elements(network, images)
     picture = 4 * 3 * work.resolution**2
     resident = size_of(network) + 5 * num_classes * work.ipc * picture
-    planner = PixelPlanner(work, costs, picture, resident, not sees_whole_batches(network))
+    planner = PixelPlanner(work, costs, picture, resident, real_map, not sees_whole_batches(network))
     return planner.plan(budget_of(config.memory_budget, device))
 
 
@@ -49,6 +49,7 @@ class PixelPlanner:
     Args:
         picture: bytes of an image.
         resident: of the network, and of all images with gradient, momentum and the last good copy of both.
+        real_map: elements of the network's largest map of an image.
         cuts_real_batch: whether the real images may go through the network in chunks.
     """
 
@@ -56,6 +57,7 @@ class PixelPlanner:
     costs: LossCosts
     picture: int
     resident: int
+    real_map: int
     cuts_real_batch: bool
     retain: float | None = None
 
@@ -86,13 +88,9 @@ class PixelPlanner:
         return sorted({even_size(count, math.ceil(count / groups)) for groups in range(1, count + 1)}, reverse=True)
 
     def _chunks(self, classes: int) -> list[int | None]:
-        """Return None for the whole real batch, then halves of it: to a small one for several classes."""
+        """Return the chunks of the real batch that are looked at, the largest first."""
         size = self.work.real_batch * (classes if self.work.joins_classes else 1)
-        chunks: list[int | None] = [None]
-        while self.cuts_real_batch and size > (2 * _SMALL_CHUNK if classes > 1 else 1):
-            size = math.ceil(size / 2)
-            chunks.append(size)
-        return chunks
+        return list(real_chunks(size, self.real_map, only_large=classes > 1)) if self.cuts_real_batch else [None]
 
     def _peak(self, classes: int, chunk: int | None) -> int:
         work, costs = self.work, self.costs

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 _UNITS = ("", "K", "M", "G", "T")
 
-# Images worth evaluating together: below about ten (twenty rows with guidance) a call of the denoiser costs more an
-# image.
-IMAGES_IN_FLIGHT = 16
+# Images worth evaluating together: with fewer, a call of the denoiser costs more an image. On a CPU that begins below
+# about ten (twenty rows with guidance); a GPU is filled by some hundred rows.
+_IMAGES_IN_FLIGHT, _IMAGES_ON_GPU = 16, 64
+
+# Libraries of a GPU count a map's elements in 32 bits, or are slow where they need more; smaller maps lose nothing.
+_MAP_ELEMENTS = 2**30
+_SMALL_CHUNK = 16  # smaller chunks of the real batch are taken only where nothing else fits
 
 # Share of the device's memory that may be taken by default; that of a CPU is also the system's and other programs'.
 _GPU_SHARE, _CPU_SHARE = 0.8, 0.25
@@ -142,9 +146,32 @@ def budget_of(given: str | int | None, device: torch.device) -> int:
     return int(share * total_memory(device))
 
 
+def images_in_flight(device: torch.device) -> int:
+    """Return how many images are evaluated together at most."""
+    return _IMAGES_ON_GPU if device.type == "cuda" else _IMAGES_IN_FLIGHT
+
+
 def even_size(total: int, most: int) -> int:
     """Return the size of the fewest equal groups, each at most `most` or one, that `total` can be cut into."""
     return math.ceil(total / math.ceil(total / min(total, max(1, most))))
+
+
+def real_chunks(size: int, real_map: int, *, only_large: bool) -> Iterator[int | None]:
+    """Yield how many of `size` real images a call of the network may take: None for all, then halves down to one.
+
+    Args:
+        real_map: elements of the network's largest map of an image, of which a call's are bounded; where all images
+            have more, their largest even part comes first.
+        only_large: whether to end before chunks that are small.
+    """
+    most = max(1, _MAP_ELEMENTS // real_map)
+    if size <= most:
+        yield None
+    else:
+        yield (size := even_size(size, most))
+    while size > (2 * _SMALL_CHUNK if only_large else 1):
+        size = math.ceil(size / 2)
+        yield size
 
 
 def size_text(count: int) -> str:

@@ -179,11 +179,12 @@ def _strided_like(result: Tensor, x: Tensor) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # no zeros for mean and 1 / std
     x, weight, bias, *ctx.settings = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
     grad = grad.contiguous(memory_format=LAST)  # mean and 1 / std never leave this file
     return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
 

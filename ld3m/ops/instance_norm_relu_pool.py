@@ -212,13 +212,12 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)  # no zeros for mean and 1 / std
     x, weight, bias, ctx.eps, ctx.pool, ctx.backend = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(
-    ctx: Any, grad: Tensor, d_mean: Tensor, d_rstd: Tensor
-) -> tuple[Tensor | None, ...]:  # mean and 1 / std never leave this file
+def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # mean and 1 / std stay in this file
     grad = grad.contiguous(memory_format=_layout(ctx.saved_tensors[0]))
     grads = _instance_norm_relu_pool_bwd(grad, *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
     return *grads, None, None, None

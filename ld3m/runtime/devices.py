@@ -12,7 +12,8 @@ from ld3m.errors import ConfigError, Ld3mError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}  # that settings may name
 _OUT_OF_MEMORY = (
-    r"can't allocate memory|ALLOC_FAILED|CUDA error: out of memory|\[CUDA\]: out of memory|Cannot allocate memory|"
+    r"can't allocate memory|ALLOC(?:ATION)?_FAILED|CUDA (?:driver )?error: out of memory|\[CUDA\]: out of memory|"
+    r"(?:FIND|GET) was unable to find an engine to execute|Cannot allocate memory|"  # cuDNN, when no workspace fits
     r"can't start new thread|could not create a (?:primitive|memory)|bad_alloc|std::bad_array_new_length"
 )
 _FAULTS_OF_A_CALL = r"size|shape|dimension|dtype|[Ee]xpected|must|invalid|not implemented|device-side assert|illegal"
@@ -49,7 +50,8 @@ def release_memory(device: torch.device) -> None:
 def is_out_of_memory(error: BaseException, needed: int = 0) -> bool:
     """Whether an error says that a device, or the process, has no more memory to give.
 
-    Known by its class, by the number of the system's error, and by the words of those who have neither. An error of
+    Known by its class, by the number of the system's error, and by the words of those who have neither; or by the error
+    that it was raised in the handling of, as by the capture of a CUDA graph that fails on its way out. An error of
     other words, from a library that tells no reason, counts where the process is at its limit or the machine has next
     to nothing left: that is looked at.
 
@@ -63,6 +65,8 @@ def is_out_of_memory(error: BaseException, needed: int = 0) -> bool:
     # The CPU allocator, the libraries of a GPU, its driver and Triton have no class of their own for it.
     if not isinstance(error, RuntimeError) or isinstance(error, Ld3mError | NotImplementedError | RecursionError):
         return False
+    if error.__context__ is not None and is_out_of_memory(error.__context__, needed):
+        return True
     text = str(error)
     return bool(re.search(_OUT_OF_MEMORY, text)) or (not _names_the_fault(text) and is_memory_short(needed))
 

@@ -64,6 +64,19 @@ class Ledger(TorchDispatchMode):
         self.now -= size
 
 
+class _Largest(TorchDispatchMode):
+    """The most elements of a tensor that operations inside the block return."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))])
+        return result
+
+
 class CpuLedger(Ledger):
     """The same, with what a CPU's kernels take for themselves, as far as it is large."""
 
@@ -118,6 +131,14 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     with _ledger(call, device) as count:
         call()
     return count.peak
+
+
+@torch.no_grad()
+def largest_result(call: Callable[[], object]) -> int:
+    """Count the elements of the largest tensor that an operation of `call` returns."""
+    with _Largest() as count:
+        call()
+    return count.elements
 
 
 def saved_bytes(module: nn.Module, call: Callable[[], Tensor]) -> int:

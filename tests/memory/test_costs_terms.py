@@ -67,7 +67,7 @@ def test_more_images_of_a_class_take_what_matching_them_allocates(tiny_prior, pe
 COSTS = Costs(
     resident=1000, latent=1, picture=2, chain=Pass(100, 104, 110, 50), chain_free=20, quantising=5,
     decoding=Pass(300, 310, 330, 80), decoding_free=60, real=Line(10, 7), synthetic=Line(20, 30), gradients=3,
-    cuts_real_batch=True,
+    real_map=1, cuts_real_batch=True,
 )  # fmt: skip
 ALWAYS = 1000 + 40 + 10 * 4 * 2  # weights, 40 states, ten images in four copies
 KEPT = Plan(1.0, 5, 10, None, None)

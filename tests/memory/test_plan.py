@@ -70,13 +70,13 @@ def test_what_is_no_size_is_refused(text):
 COSTS = Costs(
     resident=1000, latent=1, picture=2, chain=Pass(100, 104, 110, 50), chain_free=20, quantising=5,
     decoding=Pass(300, 310, 330, 80), decoding_free=60, real=Line(10, 7), synthetic=Line(20, 30), gradients=3,
-    cuts_real_batch=True,
+    real_map=1, cuts_real_batch=True,
 )  # fmt: skip
 WORK = Workload(resolution=32, steps=4, ipc=1, num_classes=10, real_batch=64, algorithm="dc")
 
 
 def planner(costs=COSTS, retain=None, **work):
-    return DiffusionPlanner(costs, replace(WORK, **work), retain)
+    return DiffusionPlanner(costs, replace(WORK, **work), 16, retain)
 
 
 WORKS = st.builds(
@@ -356,12 +356,37 @@ def test_the_peak_is_what_an_iteration_allocates(algorithm, share, tiny_prior, c
     assert plan.peak_bytes - resident == pytest.approx(ledger.peak, rel=0.1)
 
 
+@pytest.mark.parametrize("algorithm", ["dc", "dm"])
+@pytest.mark.parametrize("resolution", [128, 256])
+def test_no_map_has_more_elements_than_libraries_of_a_gpu_count(algorithm, resolution):
+    """Ten classes of 256 real images, with room for all of them."""
+    prior = ld3m.load_prior("random:cin256", device="meta")
+    size = {"resolution": resolution, "ipc": 1, "num_classes": 10, "steps": 10}
+    plan = plan_memory(prior, **size, algorithm=algorithm, budget="120GB")
+    together = plan.real_chunk or 256 * (plan.classes_in_flight if algorithm == "dm" else 1)
+    assert 2**27 < together * 128 * resolution**2 <= 2**30
+
+
+@pytest.mark.parametrize("resolution", [16, 64])
+def test_small_maps_are_taken_whole(resolution):
+    prior = ld3m.load_prior("random:cin256", device="meta")
+    size = {"resolution": resolution, "ipc": 1, "num_classes": 10, "steps": 10}
+    assert plan_memory(prior, **size, algorithm="dc", budget="120GB").real_chunk is None
+
+
+def test_a_gpu_gets_more_images_at_once():
+    """By the name of the device alone; ten classes of ten images."""
+    sizes = {name: memory.images_in_flight(torch.device(name)) for name in ("cpu", "cuda")}
+    plans = [DiffusionPlanner(COSTS, replace(WORK, ipc=10), most).plan(10**9) for most in sizes.values()]
+    assert [(plan.classes_in_flight, plan.micro_batch) for plan in plans] == [(1, 10), (5, 50)]
+
+
 def test_graphs_hold_what_their_evaluations_take_throughout():
     """All of two steps of two images kept in graphs, where eager evaluations leave what their backward pass took."""
     work = Workload(resolution=32, steps=2, ipc=1, num_classes=2, real_batch=1, algorithm="dm")
     plans = {}
     for is_graphed in (False, True):
-        planning = DiffusionPlanner(replace(COSTS, is_graphed=is_graphed), work)
+        planning = DiffusionPlanner(replace(COSTS, is_graphed=is_graphed), work, 16)
         plans[is_graphed] = planning._rated(Plan(1.0, 2, 2, None, None)), planning._rated(Plan(0.0, 2, 2, None, None))
     kept, recomputed = ((graphed.peak_bytes - eager.peak_bytes) for eager, graphed in zip(*plans.values(), strict=True))
     assert kept == 4 * (COSTS.chain.peak - COSTS.chain.held)

@@ -147,6 +147,10 @@ def test_a_file_without_a_digest_is_read(tmp_path):
         RuntimeError("could not create a primitive"),
         RuntimeError("unable to mmap 4096 bytes from file <x>: Cannot allocate memory (12)"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA driver error: out of memory"),
         OSError(12, "Cannot allocate memory"),
     ],
 )
@@ -159,6 +163,20 @@ def test_out_of_memory_is_known(error):
 )
 def test_other_errors_are_no_lack_of_memory(error):
     assert not is_memory_short() and not is_out_of_memory(error)
+
+
+def test_out_of_memory_is_known_behind_the_error_of_a_capture():
+    """Which fails on its way out, with an error of its own."""
+    found = None
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation not permitted when stream is capturing; invalid")
+    except RuntimeError as error:
+        found = error
+    assert is_out_of_memory(found)
+    assert not is_out_of_memory(RuntimeError("operation not permitted when stream is capturing; invalid"))
 
 
 def test_an_error_of_unknown_words_at_the_limit_is_one():

@@ -50,8 +50,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     B, _, H, D = q.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B, N, H, D) -> (B·H, N, D)
-    nothing = q.new_zeros(())
-    scores = torch.baddbmm(nothing, q, k.mT, alpha=1 / math.sqrt(D))  # (B·H, N, M)
+    unread = q.new_empty(())
+    scores = torch.baddbmm(unread, q, k.mT, beta=0, alpha=1 / math.sqrt(D))  # (B·H, N, M)
     return torch.bmm(scores.softmax(-1), v).unflatten(0, (B, H)).transpose(1, 2)
 
 
