@@ -184,7 +184,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 7
     grad = grad.contiguous(memory_format=LAST)  # mean and 1 / std never leave this file
     return _group_norm_silu_bwd(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
 

@@ -217,7 +217,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # mean and 1 / std stay in this file
+def _backward(
+    ctx: Any, grad: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:  # mean and 1 / std never leave this file
+    if grad is None:
+        return (None,) * 6
     grad = grad.contiguous(memory_format=_layout(ctx.saved_tensors[0]))
     grads = _instance_norm_relu_pool_bwd(grad, *ctx.saved_tensors, ctx.eps, ctx.pool, ctx.backend)
     return *grads, None, None, None
