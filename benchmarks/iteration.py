@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import glad, official, released_losses
-from ld3m.data.images import to_unit
 from ld3m.distillation import objectives
 from ld3m.distillation.experts import train_experts
 from ld3m.distillation.job import Job, objective_of, prepare
@@ -150,10 +149,10 @@ def gradients(job: Job, backward: Callable[[], object]) -> list[Tensor]:
 class ReleasedSpace(LatentSpace):
     """The space of latents whose chain runs as the released sampler does, on diffusers' modules."""
 
-    def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+    def _run_chain(self, latents: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         options = {"steps": self.chain.steps, "guidance_scale": self.chain.guidance_scale}
-        conditioning = self.parameters["conditioning"][rows]
-        return official.generate(self.prior, latents, conditioning, self.noise(rows, noise_seed), **options)
+        conditioning = self.parameters["conditioning"][index]
+        return official.generate(self.prior, latents, conditioning, noise, **options)
 
 
 def released_space(job: Job) -> ReleasedSpace:
@@ -190,10 +189,11 @@ def image_gradient(objective: ClassMatching | TrajectoryMatching, images: Tensor
         )
     draw = seeds.generator(config.seed, "network", 0)
     network = objectives._network(config, objective.dataset, draw).to(device).train()
+    augmentations = objective._augmentations(0)
 
     def class_at(label: int) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
-        real = objective.dataset.normalize(to_unit(objective._real(0, label).to(device)))
-        return torch.tensor(label, device=device), objective._augmentation(0, label), real
+        real = objective._normalized(objective._real(0, label))
+        return torch.tensor(label, device=device), augmentations[label], real
 
     classes = map(class_at, range(objective.dataset.train.num_classes))
     return released_losses.class_gradient(config.algorithm, network, classes, images, config.ipc, is_glad=is_glad)

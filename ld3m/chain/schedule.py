@@ -94,6 +94,7 @@ def chain_table(alphas_cumprod: Tensor, steps: int, injection: str = "x0", sched
     taus = timesteps(steps)
     alphas = alphas_cumprod.double()
     current = alphas[list(taus)]
+    last = current.tolist()[-1]
     previous = torch.cat([alphas[:1], current[:-1]])  # ᾱ'(0) = ᾱ[0], not 1: a little noise stays in z_0
     weights = torch.tensor(injection_weights(steps, schedule), dtype=torch.float64)
 
@@ -108,7 +109,7 @@ def chain_table(alphas_cumprod: Tensor, steps: int, injection: str = "x0", sched
         d = weights * previous.sqrt()
     return ChainTable(
         timesteps=taus,
-        start=(current[-1].sqrt().item(), (1 - current[-1]).sqrt().item()),
+        start=(math.sqrt(last), math.sqrt(1 - last)),
         latent=tuple(a.tolist()),
         noise=tuple(b.tolist()),
         injected=tuple(d.tolist()),

@@ -51,7 +51,8 @@ class ImageSet:
 
     def at(self, indices: Tensor | Sequence[int]) -> Tensor:
         """Return the images at `indices` as they are, (B, 3, H, W)."""
-        return self.images[torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)]
+        positions = torch.as_tensor(indices, dtype=torch.int64)
+        return self.images[positions.to(self.images.device, non_blocking=True)]
 
     def require_per_class(self, minimum: int, argument: str) -> None:
         """Raise DataError when a class has fewer than `minimum` images; `argument` is what asked for them: "--ipc"."""
@@ -91,8 +92,16 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return (images - mean) / std of (…, 3, H, W) images in [0, 1], on their device and in their dtype."""
-        mean, std = (statistic.to(images)[:, None, None] for statistic in (self.mean, self.std))
+        where = images.device, images.dtype
+        if where not in self._statistics:  # moved once: a GPU would be waited for each time
+            self._statistics[where] = tuple(each.to(images)[:, None, None] for each in (self.mean, self.std))
+        mean, std = self._statistics[where]
         return (images - mean) / std
+
+    @cached_property
+    def _statistics(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]:
+        """Mean and standard deviation (3, 1, 1) by where they have been needed, and in what dtype."""
+        return {}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Deprecated name of `normalize`."""

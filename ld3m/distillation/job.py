@@ -213,8 +213,9 @@ def objective_of(job: Job, progress: bool) -> Objective:
     config, dataset = job.config, job.real
     if LOSSES[config.algorithm].is_streamed:
         in_flight, chunk = config.classes_in_flight or dataset.train.num_classes, config.real_chunk
+        room = 0 if job.plan is None else job.plan.budget_bytes - job.plan.peak_bytes
         options = {"classes_in_flight": in_flight, "real_chunk": chunk, "device": job.device, "labels": job.labels}
-        return ClassMatching(job.space, dataset, config, **options)
+        return ClassMatching(job.space, dataset, config, room=room, **options)
     experts = _open_experts(config.experts or _train_experts(job, progress), config, dataset)
     counts = [len(rows) for rows in job.rows]
     return TrajectoryMatching(job.space, dataset, config, experts=experts, device=job.device, counts=counts)

@@ -1,9 +1,10 @@
 """The loop: iterate, log, checkpoint, resume; then render, save, evaluate and report."""
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Unpack
@@ -217,12 +218,17 @@ class _Loop:
         self.optimizer.zero_grad()
         with seeds.scoped_global_rng(self.job.config.seed, "dropout", iteration):
             loss = self.objective.backward(iteration)
-        norms = {f"grad_norm_{name}": _grad_norm(p) for name, p in self.parameters.items()}
-        _require_finite({"loss": loss, **norms}, iteration)
+        norms = [_grad_norms(p) for p in self.parameters.values()]
         self.optimizer.step()
         self.job.space.project()
-        _require_finite({name: _largest(p) for name, p in self.parameters.items()}, iteration)
-        return [loss, *norms.values()]
+        largest = [torch.linalg.vector_norm(p.detach(), math.inf) for p in self.parameters.values()]
+        # The only time in an iteration that a device is waited for.
+        found = iter(torch.cat([part.double().flatten() for part in (loss, *norms, *largest)]).tolist())
+        values = [next(found), *(math.hypot(*itertools.islice(found, len(parts))) for parts in norms)]
+        names = list(self.parameters)
+        _require_finite(zip(("loss", *(f"grad_norm_{name}" for name in names)), values, strict=True), iteration)
+        _require_finite(zip(names, found, strict=True), iteration)
+        return values
 
     def _plan_less(self, iteration: int) -> None:
         """Free what is left of an iteration that ran out of memory, and plan with less."""
@@ -301,18 +307,15 @@ def _combined(parts: list[list[float]], is_shared: Sequence[bool]) -> list[float
     ]
 
 
-def _grad_norm(parameter: Tensor) -> float:
+def _grad_norms(parameter: Tensor) -> Tensor:
+    """Return the norms (parts,) of the gradient's parts, of which a copy in float64 is small."""
     assert parameter.grad is not None  # every parameter takes part in the loss
-    parts = parameter.grad.flatten().split(_NUMBERS_AT_ONCE)  # in float64 each is copied
-    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+    parts = parameter.grad.flatten().split(_NUMBERS_AT_ONCE)
+    return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts])
 
 
-def _largest(parameter: Tensor) -> float:
-    return float(torch.linalg.vector_norm(parameter.detach(), math.inf))
-
-
-def _require_finite(values: dict[str, float], iteration: int) -> None:
-    for name, value in values.items():
+def _require_finite(values: Iterable[tuple[str, float]], iteration: int) -> None:
+    for name, value in values:
         if not math.isfinite(value):
             raise NumericsError(
                 f"{name.replace('_', ' ')} is {value} in iteration {iteration}; the state before it is kept. "
@@ -327,7 +330,7 @@ def _render(job: Job, groups: Sequence[Tensor]) -> Result:
     The main process has them all, another one those of its rows.
     """
     dataset, config, own = job.dataset, job.config, job.rows[processes.rank()]
-    parts = [job.space.render(rows.to(job.device), ("final",)).float().cpu() for rows in groups]
+    parts = [job.space.render(rows, ("final",)).float().cpu() for rows in groups]
     images = torch.empty(len(own), *parts[0].shape[1:])
     for rows, part in zip(groups, parts, strict=True):
         images[rows] = part

@@ -68,7 +68,7 @@ def dc_loss(
         parts = zip(real, synthetic.split(1), labels.split(1), strict=True)
         options = {"metric": metric, "compile": compile, "real_chunk": real_chunk}
         return torch.cat([dc_loss(network, images[None], *part, **options) for images, *part in parts])
-    weights, labels = weights_of(network), labels.to(synthetic.device)
+    weights, labels = weights_of(network), labels.to(synthetic.device, non_blocking=True)
     names = matched(weights, metric)
     chunk = real_chunk or _images_in_cache(network, weights, real[0])
     with clear_network_errors("dc_loss", network, real[0], labels):

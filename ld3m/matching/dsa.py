@@ -5,6 +5,7 @@ Each primitive is a pure function of images (B, 3, H, W) and explicit parameters
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ld3m.errors import InputError
+from ld3m.runtime.devices import moved
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 MAX_SCALE, MAX_DEGREES, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5
@@ -23,6 +25,10 @@ class Draw:
 
     operation: str
     parameters: tuple[Tensor, ...]
+
+    def on(self, device: torch.device) -> "Draw":
+        """Return the draw with its parameters on a device."""
+        return self if self.parameters[0].device == device else draws_on([self], device)[0]
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shared: bool = False) -> Tensor:
@@ -66,11 +72,18 @@ def draw(generator: torch.Generator, num_images: int, resolution: int, *, shared
     return Draw(operation, parameters)
 
 
+def draws_on(draws: Sequence[Draw], device: torch.device) -> list[Draw]:
+    """Return draws with their parameters on a device, all of them by one copy that is not waited for."""
+    numbers = [p.float() for draw in draws for p in draw.parameters]  # whole ones are pixels, which are exact
+    parts = iter(moved(numbers, device))
+    return [Draw(d.operation, tuple(next(parts).type(p.dtype) for p in d.parameters)) for d in draws]
+
+
 def apply(images: Tensor, draw: Draw) -> Tensor:
     """Apply a draw to images (..., 3, H, W); differentiable, and deterministic for a fixed draw."""
     _check(images)
     batch = images.flatten(0, -4)  # (..., 3, H, W) -> (B, 3, H, W)
-    parameters = [p.to(images.device) for p in draw.parameters]
+    parameters = draw.on(images.device).parameters
     if any(len(p) not in (1, len(batch)) for p in parameters):
         raise InputError(
             f"the draw has parameters for {len(parameters[0])} images, got {len(batch)} images; "

@@ -77,14 +77,14 @@ def mtt_loss(
     _check(network, images, labels, batches, unroll)
     device, dtype = images.device, images.dtype
     student_lr = torch.as_tensor(student_lr, dtype=dtype, device=device)
-    lr, labels = student_lr.detach(), labels.to(device)
+    lr, labels = student_lr.detach(), labels.to(device, non_blocking=True)
     differentiate = torch.is_grad_enabled() and (images.requires_grad or student_lr.requires_grad)
 
     forth, back = (compiled(gradient), compiled(directional)) if compile else (gradient, directional)
     distance = _squared_distance(weights, goal)
     steps: list[_Step] = []
     for number, index in enumerate(batches):
-        index = index.to(device)
+        index = index.to(device, non_blocking=True)
         pixels = images.detach()[index].requires_grad_(differentiate)
         views = _augmented(pixels, number, augment)
         step = _Step(weights, labels[index], index, pixels, views, rng_state(network, images))
@@ -147,7 +147,7 @@ def _trajectory_ends(network: nn.Module, start: Sequence[Tensor], target: Sequen
                     f"mtt_loss needs {argument} like the network's parameters, but {name} is {tuple(weight.shape)} and "
                     f"got {tuple(tensor.shape)}; are the experts of another network, width or resolution?"
                 )
-        ends.append({name: t.detach().to(own[name]) for name, t in zip(own, tensors, strict=True)})
+        ends.append({name: t.detach().to(own[name], non_blocking=True) for name, t in zip(own, tensors, strict=True)})
     return ends[0], ends[1]
 
 

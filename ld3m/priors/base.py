@@ -181,7 +181,9 @@ class Prior:
 
     def null_conditioning(self, n: int) -> Tensor:
         """Return the unconditional embedding for n rows, (n, tokens, dim)."""
-        return self.embed(torch.full((n,), self.null_class or 0))
+        if self.class_embedding is None:
+            raise InputError(f"null_conditioning needs a class-conditional prior; {self.name} has no classes")
+        return self.class_embedding.weight[self.null_class or 0].expand(n, 1, -1)  # no index to be moved to the device
 
     def project(self, conditioning: Tensor) -> Tensor:
         """Return what the denoiser reads of conditioning (B, tokens, dim), the same at every step; differentiable.

@@ -5,6 +5,7 @@ import gc
 import math
 import re
 import resource
+from collections.abc import Sequence
 
 import torch
 
@@ -38,6 +39,13 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         reason = str(error).splitlines()[0].partition(". ")[0][:160]  # of unknown devices torch lists all it knows
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); leave it out, or say cpu") from error
+
+
+def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Return tensors of one dtype on a device, all of them by one copy that is not waited for."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device, non_blocking=True)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def release_memory(device: torch.device) -> None:

@@ -28,7 +28,10 @@ class Space(Protocol):
     parameters: dict[str, Tensor]
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        """Render images (n, 3, H, W) in [0, 1] of the rows (n,) int64; `noise_seed` names the draw of the noise."""
+        """Render images (n, 3, H, W) in [0, 1] of the rows (n,) int64, on the CPU or the parameters' device.
+
+        `noise_seed` names the draw of the noise.
+        """
         ...
 
     def project(self) -> None:
@@ -61,9 +64,8 @@ def only_rows(space: Any, rows: Tensor) -> Generator[Tensor]:
         The rows as the space counts them in the block.
     """
     whole, names = space.parameters, getattr(space, "rows", None)
-    space.parameters = {
-        name: p.detach()[rows.to(p.device)].requires_grad_(p.requires_grad) for name, p in whole.items()
-    }
+    index = rows.to(next(iter(whole.values())).device, non_blocking=True)
+    space.parameters = {name: p.detach()[index].requires_grad_(p.requires_grad) for name, p in whole.items()}
     if names is not None:
         space.rows = names[rows]
     try:
@@ -77,7 +79,7 @@ def only_rows(space: Any, rows: Tensor) -> Generator[Tensor]:
         if own.grad is not None:
             p = whole[name]
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad.index_add_(0, rows.to(p.device), own.grad)
+            p.grad.index_add_(0, index, own.grad)
 
 
 class SpaceSetup(Protocol[AnyPrior]):

@@ -51,6 +51,7 @@ class GladSpace:
         }
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
+        rows = rows.to(self.generator.device, non_blocking=True)
         kept, again = rows.tensor_split([round(self.retain * len(rows))])
         images = [self._synthesize(part) for part in kept.split(self.micro_batch) if len(part)]
         images += [

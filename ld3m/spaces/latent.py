@@ -61,9 +61,10 @@ class LatentSpace:
         }
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        latents = self.parameters["latents"][rows]
+        index = rows.to(self.parameters["latents"].device, non_blocking=True)
+        latents = self.parameters["latents"][index]
         if self.chain is not None:
-            latents = self._run_chain(latents, rows, noise_seed)
+            latents = self._run_chain(latents, index, self.noise(rows, noise_seed))
         if self.decoder_batch is None:
             return self._show(latents)
         return torch.cat([_Recomputed.apply(self._show, part) for part in latents.split(self.decoder_batch)])
@@ -76,14 +77,13 @@ class LatentSpace:
     def _show(self, latents: Tensor) -> Tensor:
         return to_pixels(self.prior.decode(latents), self.resolution)
 
-    def _run_chain(self, latents: Tensor, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        chain, noise = self.chain, self.noise(rows, noise_seed)
+    def _run_chain(self, latents: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        chain, conditioning = self.chain, self.parameters.get("conditioning")
         assert chain is not None
-        conditioning = self.parameters.get("conditioning")
         return reverse_chain(
             self.prior,
             latents,
-            None if conditioning is None else conditioning[rows],
+            None if conditioning is None else conditioning[index],
             steps=chain.steps,
             guidance_scale=chain.guidance_scale,
             injection=chain.injection,
@@ -102,7 +102,8 @@ class LatentSpace:
         if self._drawn is None or self._drawn[0] != purpose:
             generator = seeds.generator(self.chain.seed, "noise", *purpose)
             self._drawn = purpose, torch.randn((self.num_rows, *latents.shape[1:]), generator=generator)
-        return self._drawn[1][self.rows[rows.cpu()]].to(latents)
+        names = rows if rows.device == self.rows.device else rows.cpu()
+        return self._drawn[1][self.rows[names]].to(latents.device, latents.dtype, non_blocking=True)
 
     def project(self) -> None:
         """Latents and conditioning may go anywhere."""

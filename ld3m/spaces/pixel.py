@@ -27,7 +27,8 @@ class PixelSpace:
         self.project()
 
     def render(self, rows: Tensor, noise_seed: tuple[object, ...]) -> Tensor:
-        return (self.parameters["pixels"][rows] * self._std + self._mean).clamp(0, 1)
+        pixels = self.parameters["pixels"]
+        return (pixels[rows.to(pixels.device, non_blocking=True)] * self._std + self._mean).clamp(0, 1)
 
     @torch.no_grad()
     def project(self) -> None:

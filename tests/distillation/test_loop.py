@@ -163,7 +163,7 @@ def test_momentum_is_a_half(distill_small, tmp_path, monkeypatch):
     def backward(self, _iteration):
         for parameter in self.space.parameters.values():
             parameter.grad = torch.ones_like(parameter)
-        return 1.0
+        return torch.tensor(1.0)
 
     monkeypatch.setattr(ClassMatching, "backward", backward)
     first, second = (distill_small(iterations=n, lr=0.25, space="autoencoder").latents for n in (1, 2))
@@ -178,7 +178,7 @@ def test_the_presets_learning_rate_is_used(distill_small, monkeypatch):
             for parameter in self.space.parameters.values():
                 parameter.grad = torch.ones_like(parameter)
             shift.copy_(self.space.parameters["latents"].detach()[0, 0, 0, 0])
-            return 1.0
+            return torch.tensor(1.0)
 
         monkeypatch.setattr(ClassMatching, "backward", backward)
         result = distill_small(iterations=1, space="autoencoder", **settings)
@@ -271,7 +271,7 @@ def test_the_student_learns_its_rate_slowly(distill_small, tmp_path, monkeypatch
     def backward(self, _iteration):
         for parameter in (*self.space.parameters.values(), self.parameters[0][1]):
             parameter.grad = torch.full_like(parameter, 1000.0)
-        return 1.0
+        return torch.tensor(1.0)
 
     monkeypatch.setattr(objectives.TrajectoryMatching, "backward", backward)
     run = distill_small(algorithm="mtt", iterations=2, student_lr=0.02, out=tmp_path / "run", lr=0.1)
@@ -318,7 +318,7 @@ def test_a_gradient_that_is_not_finite_stops(distill_small, monkeypatch):
     def backward(self, _iteration):
         self.space.parameters["latents"].grad = torch.full((3, 3, 8, 8), float("inf"))
         self.space.parameters["conditioning"].grad = torch.zeros(3, 1, 8)
-        return 0.5
+        return torch.tensor(0.5)
 
     monkeypatch.setattr(ClassMatching, "backward", backward)
     with pytest.raises(NumericsError, match="grad norm latents is inf in iteration 0"):

@@ -115,7 +115,7 @@ def test_the_gradient_does_not_depend_on_what_is_held_at_once(algorithm, job, re
         objective = ClassMatching(
             made.space, made.dataset, made.config, classes_in_flight=classes, device=torch.device("cpu")
         )
-        found.append((objective.backward(5), gradients_of(made.space)))
+        found.append((objective.backward(5).item(), gradients_of(made.space)))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         for name, gradient in gradients.items():
@@ -238,7 +238,7 @@ def test_trajectories_are_of_one_expert_and_span_its_epochs(job, monkeypatch, tm
     preparation.train_experts(made.dataset, tmp_path, width=4, num_experts=2, epochs=4, progress=False)
     objective = objective_of(made, progress=False)
     monkeypatch.setattr(objectives, "mtt_loss", loss)
-    losses = [objective.backward(iteration) for iteration in range(30)]
+    losses = [objective.backward(iteration).item() for iteration in range(30)]
 
     stored = {(e, k): objective.experts.pair(e, k, 2) for e in range(2) for k in range(3)}
     found = []

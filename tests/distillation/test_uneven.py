@@ -66,7 +66,7 @@ def test_an_iteration_is_that_of_class_by_class(algorithm, uneven, relative_erro
         options = {"classes_in_flight": at_once, "device": torch.device("cpu")}
         objective = ClassMatching(job.space, job.dataset, job.config, **options)
         assert len(objective.groups) == -(-5 // at_once)
-        found.append((objective.backward(3), job.space.parameters["pixels"].grad))
+        found.append((objective.backward(3).item(), job.space.parameters["pixels"].grad))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert relative_error(found[1][1], found[0][1]) < 1e-5
 
