@@ -162,11 +162,12 @@ def main() -> None:
         torch.cuda.synchronize()
         return start.elapsed_time(end)
 
-    there = torch.cuda.memory_allocated()
+    there = torch.cuda.memory_reserved()
     iteration()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     times = [iteration() for _ in range(RUNS)]
-    mib = (torch.cuda.max_memory_allocated() - there) / 2**20
+    mib = (torch.cuda.max_memory_reserved() - there) / 2**20
     print(
         json.dumps({"baseline": statistics.median(times), "baseline_mib": mib, "spread": statistics.quantiles(times)})
     )

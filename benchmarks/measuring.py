@@ -160,14 +160,17 @@ def _cpu_peak(call: Callable[[], object]) -> int:
 
 
 def _cuda_peak(call: Callable[[], object]) -> int:
-    """Return the allocator's peak above what is there, which is the other function's as well."""
+    """Return the allocator's peak above what is there, which is the other function's as well.
+
+    Of what is reserved: what captured graphs have freed within their own pools is seen there alone.
+    """
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    there = torch.cuda.memory_allocated()
+    there = torch.cuda.memory_reserved()
     call()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - there
+    return torch.cuda.max_memory_reserved() - there
 
 
 def _launches(call: Callable[[], object]) -> int:

@@ -152,11 +152,12 @@ def _cpu_peak(call: Callable[[], object]) -> tuple[int, float]:
 def _cuda_peak(call: Callable[[], object]) -> tuple[int, float]:
     call()
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     call()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(), time.perf_counter() - started
+    return torch.cuda.max_memory_reserved(), time.perf_counter() - started
 
 
 def _row(name: str, predicted: int, counted: int, plan: Plan) -> dict[str, object]:

@@ -99,7 +99,8 @@ def test_a_gpus_memory_is_that_of_one_side(monkeypatch):
 
     fakes = {
         "memory_allocated": lambda *_: sum(held.values()),
-        "max_memory_allocated": lambda: most,
+        "memory_reserved": lambda: sum(held.values()),
+        "max_memory_reserved": lambda: most,
         "reset_peak_memory_stats": reset,
         **dict.fromkeys(("synchronize", "empty_cache"), lambda: None),
     }

@@ -404,6 +404,7 @@ def test_the_peak_is_what_a_gpu_allocates(budget):
     )
     objective = objective_of(job, progress=False)
     objective.backward(0)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     objective.backward(1)
-    assert job.plan.peak_bytes == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)
+    assert job.plan.peak_bytes == pytest.approx(torch.cuda.max_memory_reserved(), rel=0.1)

@@ -1,6 +1,7 @@
 """The frozen networks that run in place of a prior's own modules, where those have counterparts."""
 
 import logging
+import weakref
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from ld3m.priors.frozen.networks import FrozenDecoder, FrozenDenoiser
 from ld3m.priors.frozen.supported import obstacle
 
 logger = logging.getLogger(__name__)
+
+_GRAPHS = weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[GraphedDenoiser]]()  # by whose weights they read
 
 
 class FrozenNetworks:
@@ -48,6 +51,7 @@ class FrozenNetworks:
             self.denoiser = FrozenDenoiser(denoiser, decided)
             if decided.cuda_graphs:
                 self.graphs = GraphedDenoiser(self.denoiser, CudaRecorder(device))
+                _GRAPHS.setdefault(denoiser, weakref.WeakSet()).add(self.graphs)
         if reason := obstacle(first_stage.decoder):
             logger.info("the decoder runs as it is: %s", reason)
         else:
@@ -56,5 +60,10 @@ class FrozenNetworks:
 
 
 def _set_format(module: DiffusersModule, is_channels_last: bool) -> None:
+    """Lay out the weights; where that moves them, graphs that were captured with them, of any prior, are released."""
     layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    places = [weight.data_ptr() for weight in module.parameters()]
     nn.Module.to(module, memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch types it with a tensor alone
+    if places != [weight.data_ptr() for weight in module.parameters()]:
+        for graphs in _GRAPHS.get(module, ()):
+            graphs.release()

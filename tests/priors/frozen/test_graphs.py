@@ -1,6 +1,7 @@
 """Graphed evaluations: on a CPU with a recorder that replays by calling again, on a GPU with captured graphs."""
 
 import contextlib
+import copy
 import gc
 import itertools
 import types
@@ -190,6 +191,20 @@ def test_costs_are_counted_without_graphs(graphed, eager):
 
 def test_moving_a_prior_drops_what_was_recorded(graphed):
     assert graphed.to(dtype=torch.float32).frozen.graphs is None  # as a CPU's defaults say
+
+
+@pytest.mark.parametrize("execution", [None, ExecutionConfig(channels_last=False)])
+def test_moving_the_weights_that_recorded_calls_read_drops_them(execution, graphed, monkeypatch):
+    """By a copy of the prior that shares its weights."""
+    decided = ExecutionConfig(fused_norm=True, channels_last=True, cuda_graphs=True)
+    with monkeypatch.context() as patches:
+        patches.setattr(ExecutionConfig, "on", lambda *_: decided)  # as on a GPU
+        graphs = graphed.set_execution(ExecutionConfig()).frozen.graphs
+    graphs.num_slots = 1
+    copy.copy(graphed).set_execution(ExecutionConfig(channels_last=True))
+    assert graphs.num_slots == 1  # nothing moved
+    copy.copy(graphed).set_execution(execution)
+    assert graphs.num_slots == 0
 
 
 def test_every_slot_has_a_pool_of_its_own(graphed, fake_cuda):
