@@ -55,10 +55,25 @@ def timesteps(steps: int) -> tuple[int, ...]:
     return tuple(min(1 + 1000 * i // steps, 999) for i in range(steps))
 
 
-def leading_timesteps(steps: int) -> tuple[int, ...]:
-    """Return t_i = i ⌊1000/N⌋ for i = 0 … N−1: the "leading" spacing, which starts at 0."""
+SPACINGS: dict[str, Callable[[int, int], int]] = {  # t_i of (i, N)
+    "leading": lambda i, n: i * (1000 // n),
+    "linspace": lambda i, n: round(i * 999 / max(1, n - 1)),
+    "trailing": lambda i, n: round((i + 1) * 1000 / n) - 1,
+}
+
+
+def spaced_timesteps(steps: int, spacing: str = "leading") -> tuple[int, ...]:
+    """Return t_i for i = 0 … N−1.
+
+    Args:
+        steps: N.
+        spacing: "leading", i ⌊1000/N⌋, from 0 on; "linspace", from 0 to 999, as DiT's and guided diffusion's samplers
+            respace; "trailing", up to 999, with as much noise at t_0 as lies between two points (Lin et al. 2023).
+    """
     check_steps(steps, error=InputError)
-    return tuple(i * (1000 // steps) for i in range(steps))
+    if spacing not in SPACINGS:
+        raise ConfigError(f"spacing is one of {', '.join(SPACINGS)}, got {spacing!r}")
+    return tuple(SPACINGS[spacing](i, steps) for i in range(steps))
 
 
 def injection_weights(steps: int, schedule: Schedule) -> tuple[float, ...]:

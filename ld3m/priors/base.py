@@ -192,7 +192,14 @@ class Prior:
         """
         return conditioning if self.frozen.denoiser is None else self.frozen.denoiser.project(conditioning)
 
-    def predict_noise(self, latents: Tensor, timestep: int, conditioning: Tensor | None = None) -> Tensor:
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the denoiser has channels for the variances of ancestral steps, as those of DiT have."""
+        return self.denoiser.config.out_channels == 2 * self.latent_channels
+
+    def predict_noise(
+        self, latents: Tensor, timestep: int, conditioning: Tensor | None = None, *, with_variance: bool = False
+    ) -> Tensor:
         """Predict ε̂ (B, c, h, w) in noisy latents at an integer timestep 0 … 999.
 
         Args:
@@ -200,15 +207,19 @@ class Prior:
             timestep: index into `alphas_cumprod`.
             conditioning: (B, tokens, dim), or its `project`ion; required by a class-conditional prior, refused by an
                 unconditional one.
+            with_variance: return the channels that `learns_variance` tells of as well, (B, 2c, h, w).
         """
         self._check_call(timestep, conditioning)
+        if with_variance and not self.learns_variance:
+            raise InputError(f"{self.name} has learned no variances; choose fixed-small or fixed-large")
+        channels = (1 + with_variance) * self.latent_channels
         if (frozen := self.frozen.denoiser) is not None:
-            return frozen(latents, frozen.row(timestep), conditioning)
+            return frozen(latents, frozen.row(timestep), conditioning, channels)
         inputs = (latents.to(self.dtype), timestep)
         if conditioning is not None:
             inputs += (conditioning.to(self.dtype),)
-        # Learned-variance models return 2c channels; the second half is not the noise.
-        return self.denoiser(*inputs).sample[:, : self.latent_channels].to(latents.dtype)
+        # Models with learned variances return 2c channels; the second half is not the noise.
+        return self.denoiser(*inputs).sample[:, :channels].to(latents.dtype)
 
     def evaluate(
         self, latents: Tensor, timestep: int, conditioning: Tensor | None, *, wants: tuple[bool, bool]

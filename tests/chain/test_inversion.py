@@ -5,7 +5,7 @@ import torch
 
 import ld3m
 from ld3m.chain import NoisyLatents, inversion_states, sampling_states
-from ld3m.chain.schedule import leading_timesteps
+from ld3m.chain.schedule import spaced_timesteps
 from ld3m.errors import ConfigError, InputError
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
@@ -149,9 +149,9 @@ def test_an_unconditional_prior(priors):
         ld3m.invert(prior, latents, torch.zeros(2, 1, 8))
 
 
-def test_leading_timesteps():
-    assert leading_timesteps(50) == tuple(range(0, 1000, 20)) and leading_timesteps(1) == (0,)
-    assert all(leading_timesteps(steps)[-1] <= 999 for steps in range(1, 1001))
+def test_spaced_timesteps():
+    assert spaced_timesteps(50) == tuple(range(0, 1000, 20)) and spaced_timesteps(1) == (0,)
+    assert all(spaced_timesteps(steps)[-1] <= 999 for steps in range(1, 1001))
 
 
 class TestBadInput:

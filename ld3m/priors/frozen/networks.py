@@ -55,12 +55,15 @@ class FrozenDenoiser:
         vectors = [_linear(attention.to_out[0], _linear(attention.to_v, token)) for attention in self.cross]
         return torch.cat(vectors, 1).to(conditioning.dtype)
 
-    def __call__(self, latents: Tensor, row: Tensor, conditioning: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, latents: Tensor, row: Tensor, conditioning: Tensor | None = None, channels: int | None = None
+    ) -> Tensor:
         """Predict the noise in latents (B, c, h, w), in their dtype.
 
         Args:
             row: of `row`.
             conditioning: (B, tokens, dim), or its `project`ion; None for an unconditional network.
+            channels: of the network's, from the first on; those of the latents when None.
         """
         unet, blocks = self.unet, self.blocks
         shifts = dict(zip(self.resnets, row.split(self._shift_widths), strict=True))
@@ -85,8 +88,8 @@ class FrozenDenoiser:
             for layer in block.upsamplers or ():
                 x = blocks.upsample(layer, x, (skips[-1].shape[2], skips[-1].shape[3]))
         x = blocks.conv(unet.conv_out, blocks.norm_silu(unet.conv_norm_out, x))
-        # Learned-variance models return 2c channels; the second half is not the noise.
-        return x[:, : latents.shape[1]].to(latents.dtype)
+        # Models with learned variances return 2c channels; the second half is not the noise.
+        return x[:, : channels or latents.shape[1]].to(latents.dtype)
 
     def _attend(
         self, block: DiffusersModule, k: int, x: Tensor, contexts: dict[nn.Module, tuple[Tensor, ...]]
