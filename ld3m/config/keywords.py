@@ -115,6 +115,13 @@ class SampleKeywords(RunKeywords, total=False):
     compat: Literal["d3hr"] | None
     real_images: int | None
     statistics: AnyPath | None
+    sampler: Literal["ddim", "ddpm"]
+    variance: Literal["fixed-small", "fixed-large", "learned"] | None
+    spacing: Literal["leading", "linspace", "trailing"]
+    guided_channels: int | None
+    modes: Literal["kmeans", "gmm", "nearest"]
+    pull: float | None
+    pull_steps: tuple[int, int] | None
     micro_batch: int
 
 

@@ -1,7 +1,9 @@
 """Settings of a data set that is sampled from a prior instead of optimised."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from ld3m.config.checks import check_finite, check_steps
@@ -17,9 +19,12 @@ class SampleConfig(RunConfig):
     """Settings of `ld3m.sample_dataset` and `ld3m sample`. None means: by the resolution, as said."""
 
     selector: str = "group"
-    """How latents are chosen: best "group" of many, one of exact "moments", "random", noised "kmeans" prototypes."""
+    """How latents are chosen. By inverted real images (D3HR): best "group" of many, one of exact "moments", a "random"
+    one. By encoded ones: noised "kmeans" prototypes (D4M). From noise: "plain" (the class alone; no image is read),
+    "modes" (each pulled to a mode of the class, MGD3), "transport" (each to where the class lacks mass, DMGD; one by
+    one)."""
     steps: int = 50
-    """Points of the DDIM grid, 2 to 1000."""
+    """Points of the grid, 2 to 1000."""
     stop: int = 30
     """Point of the grid up to which real images are inverted (or prototypes noised), and from which is sampled."""
     inversion_guidance: float = 4.0
@@ -36,12 +41,28 @@ class SampleConfig(RunConfig):
     """Real images of a class that are used at most; 100 below 128 px when not given, all from there on."""
     statistics: str | None = None
     """Folder of class statistics of another run, with the same data, prior and inversion, to be used again."""
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """"ddim" steps without noise, "ddpm" with it (ancestral)."""
+    variance: Literal["fixed-small", "fixed-large", "learned"] | None = None
+    """Variances of ancestral steps; learned when not given where the prior has learned them, else fixed-small."""
+    spacing: Literal["leading", "linspace", "trailing"] = "leading"
+    """How the points of the grid are spaced; DiT's own sampler has "linspace"."""
+    guided_channels: int | None = None
+    """Channels of the latents that are guided, from the first on; all when not given (DiT's own sampler guides 3)."""
+    modes: Literal["kmeans", "gmm", "nearest"] = "kmeans"
+    """What images are pulled to: k-means centres, means of a Gaussian mixture, real images nearest to the centres
+    (modes)."""
+    pull: float | None = None
+    """Strength of the pull towards modes (0.1) or clusters (transport, 0.5); 0 is plain sampling."""
+    pull_steps: tuple[int, int] | None = None
+    """Points of the grid between which is pulled, the noisier one first; the noisier half, and for transport from 0.9
+    to 0.6 of the grid, when not given."""
     micro_batch: int = 64
     """Images the prior sees at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_counts("groups", "real_images", "micro_batch")
+        self.check_counts("groups", "real_images", "micro_batch", "guided_channels")
         for name in ("inversion_guidance", "guidance_scale"):
             check_finite(getattr(self, name), name)
         if len(self.weights) != 3 or any(not (math.isfinite(weight) and weight >= 0) for weight in self.weights):
@@ -49,9 +70,21 @@ class SampleConfig(RunConfig):
                 f"weights are three numbers, 0 or more, for mean, standard deviation and skewness; got {self.weights}"
             )
         self._check_grid()
+        self._check_pull()
         if self.compat == "d3hr" and self.selector == "group" and self.ipc == 1:
             raise ConfigError(
                 "the published score of a single image is not a number; choose ipc 2 or more, or leave compat out"
+            )
+
+    def _check_pull(self) -> None:
+        if self.pull is not None and not (math.isfinite(self.pull) and self.pull >= 0):
+            raise ConfigError(f"pull is a strength, 0 or more; got {self.pull!r}")
+        if self.pull_steps is None:
+            return
+        if len(self.pull_steps) != 2 or not 0 <= self.pull_steps[1] <= self.pull_steps[0] < self.steps:
+            raise ConfigError(
+                f"pull_steps are two points of the grid of {self.steps} steps, from {self.steps - 1} down to 0, the "
+                f"noisier one first; got {self.pull_steps}"
             )
 
     def _check_grid(self) -> None:
@@ -67,20 +100,34 @@ class SampleConfig(RunConfig):
 class ResolvedSampleConfig(SampleConfig):
     """Settings of a sampled data set of which nothing is left open that every run needs; `resolve` makes them.
 
-    Open stays real_images, None where all are used.
+    Open stay real_images and guided_channels, None where all are used.
     """
 
     resolution: int = field(default_factory=unset)
     dtype: Dtype = field(default_factory=unset)
     evaluate: str = field(default_factory=unset)
+    variance: Literal["fixed-small", "fixed-large", "learned"] = field(default_factory=unset)
+    pull: float = field(default_factory=unset)
+    pull_steps: tuple[int, int] = field(default_factory=unset)
 
 
-def resolve(config: SampleConfig, native_resolution: int) -> ResolvedSampleConfig:
-    """Fill what is left to the resolution; `real_images` stays None where all are used."""
+_OPEN = MappingProxyType({"pull": 0.0, "variance": "fixed-small"})
+
+
+def resolve(
+    config: SampleConfig, native_resolution: int, of_method: Mapping[str, object] = _OPEN
+) -> ResolvedSampleConfig:
+    """Fill what is left to the resolution, and to selector and prior.
+
+    Args:
+        of_method: variance, pull and pull_steps where the settings do not say them; the latter may stay out.
+    """
     resolution = config.resolution or native_resolution
     given: dict[str, Any] = vars(config)
     is_small = resolution < 128
     filled: dict[str, Any] = {
+        "pull_steps": (config.steps - 1, min(config.steps // 2 + 1, config.steps - 1)),
+        **of_method,
         "resolution": resolution,
         "dtype": "float32",
         "evaluate": "quick" if is_small else "glad-hard",

@@ -11,7 +11,6 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from ld3m.chain import sample
 from ld3m.config.keywords import SampleKeywords, keywords_of
 from ld3m.data.ranges import from_signed, to_signed
 from ld3m.errors import CheckpointError, MemoryBudgetError, NumericsError
@@ -193,14 +192,11 @@ def _sample_class(job: SampleJob, label: int, rows: RowFile) -> dict[str, object
     statistics = stored_or_none(job, label) or _gather(job, label, conditioning)
     seed = seeds.derive(config.seed, "select", label)
     chosen, facts = SELECTORS[config.selector].select(statistics, config, seed, job.device)
-    sampled = sample(
-        job.prior,
+    start, noise_seed = (
         replace(chosen, latents=chosen.latents.to(job.device)),
-        conditioning.expand(config.ipc, -1, -1),
-        guidance_scale=config.guidance_scale,
-        compat=config.compat,
-        micro_batch=config.micro_batch,
+        seeds.derive(config.seed, "steps", label),
     )
+    sampled = SELECTORS[config.selector].sample(job.prior, start, statistics, conditioning, config, noise_seed)
     images = torch.cat([job.prior.decode(part).float().cpu() for part in sampled.split(config.micro_batch)])
     _require_finite(job, label, {"images": images})
     images = from_signed(images)

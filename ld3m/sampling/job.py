@@ -27,7 +27,7 @@ from ld3m.runtime.fingerprints import fingerprint
 from ld3m.runtime.reading import expanded
 from ld3m.runtime.storage import load_tensors
 from ld3m.sampling import SELECTORS
-from ld3m.sampling.statistics import ClassStatistics
+from ld3m.sampling.statistics import OPTIONAL, ClassStatistics
 from ld3m.spaces.latent import check_latent_size
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class SampleJob(Run):
                 )
             return None
         tensors, stored = load_tensors(path)
-        if tensors.keys() - {"weights"} != {"mean", "std"}:
+        if tensors.keys() - set(OPTIONAL) != {"mean", "std"}:
             raise CheckpointError(f"{path} holds no statistics of a class, mean and std, but {sorted(tensors)[:5]}")
         changed = [f"{k} {stored.get(k)!r} → {v!r}" for k, v in about.items() if stored.get(k) != v]
         if changed:
@@ -97,7 +97,9 @@ class SampleJob(Run):
             raise ConfigError(
                 f"the statistics in {path} are of another run: {', '.join(changed)}; leave them out{other}"
             )
-        return ClassStatistics(**tensors, step=self.config.stop, steps=self.config.steps)
+        config = self.config
+        step = config.steps - 1 if SELECTORS[config.selector].is_from_noise else config.stop
+        return ClassStatistics(**tensors, step=step, steps=config.steps, spacing=config.spacing)
 
     def statistics_fingerprint(self) -> str | None:
         """Return a fingerprint of the statistics that the settings name; None where they name none, or all is done."""
@@ -109,15 +111,15 @@ class SampleJob(Run):
     def provenance(self, label: int) -> dict[str, str]:
         """Say everything that a class's statistics follow from."""
         config, dataset, num_images = self.config, self.dataset, len(self.real_images(label))
+        selector = SELECTORS[config.selector]
         about = {"data": dataset.fingerprint, "class": dataset.class_names[label], "images": num_images}
-        if config.selector == "kmeans" or num_images < len(dataset.train.of_class(label)):
+        if selector.is_seeded or num_images < len(dataset.train.of_class(label)):
             about["seed"] = config.seed  # which decides the centres, or the images
         about |= {"resolution": config.resolution, "prior": self.prior_name, "class_id": self.class_ids[label]}
         about |= {"dtype": config.dtype, "steps": config.steps, "stop": config.stop}
-        if config.selector == "kmeans":
-            about |= {"prototypes": config.ipc, "shares": "kept"}  # earlier releases did not keep them
-        else:
-            about["inversion_guidance"] = float(config.inversion_guidance)
+        if config.spacing != "leading":  # which earlier releases had alone
+            about["spacing"] = config.spacing
+        about |= selector.follows(config)
         return {key: str(value) for key, value in about.items()}
 
 
@@ -152,7 +154,7 @@ def prepare(
     asked, device = with_dtype(opening.config, opening.device), opening.device
     is_said = asked.real_images is not None  # by the user, or by the run that is resumed
     prior = _open_prior(asked, opening.prior, device)
-    config = resolve(asked, prior.native_resolution)
+    config = resolve(asked, prior.native_resolution, _of_method(asked, prior))
     check_protocol(config.evaluate, config.resolution)
     prior.require_resolution(config.resolution)
     check_latent_size(config.resolution // prior.downsample, prior)
@@ -202,20 +204,32 @@ def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: to
     )  # on the same weights: one that was given runs on as it did
 
 
+def _of_method(config: SampleConfig, prior: Prior) -> dict[str, object]:
+    """Return what selector and prior fill in where the settings leave it open."""
+    selector, highest = SELECTORS[config.selector], config.steps - 1
+    if config.pull and not selector.pull:
+        pulling = ", ".join(name for name, one in SELECTORS.items() if one.pull)
+        raise ConfigError(f"pull is for {pulling}, and the selector is {config.selector!r}; leave it out")
+    window = tuple(min(highest, round(share * config.steps)) for share in selector.window)
+    variance = "learned" if prior.learns_variance else "fixed-small"
+    return {"pull": selector.pull, "pull_steps": window, "variance": variance}
+
+
 def _check_images(config: ResolvedSampleConfig, dataset: Dataset, is_said: bool) -> ResolvedSampleConfig:
     """Refuse classes with too few images; say how many of the largest are used, unless the settings said it."""
     counts = torch.bincount(dataset.train.labels, minlength=dataset.train.num_classes)
     name, fewest, most = dataset.class_names[int(counts.argmin())], int(counts.min()), int(counts.max())
-    if config.evaluate != "none" or config.selector == "kmeans":  # as many real images are compared with, or clustered
+    wanted = SELECTORS[config.selector].fewest
+    if config.evaluate != "none" or wanted is None:  # as many real images are compared with, or clustered
         dataset.train.require_per_class(config.ipc, "--ipc")
     used = min(most, config.real_images or most)
-    needed = config.ipc if config.selector == "kmeans" else 2
+    needed = config.ipc if wanted is None else wanted
     if min(fewest, used) < needed:
         reason = f"class {name!r} has {fewest}" if fewest < needed else f"real_images leaves {used}"
         raise DataError(
             f"selector {config.selector!r} at ipc {config.ipc} needs at least {needed} real images of every class; "
             f"{reason}: add images, or leave the class out"
         )
-    if used < most and not is_said:
+    if used < most and not is_said and needed:
         logger.info("at most %d of up to %d real images of a class are used; --real-images sets how many", used, most)
     return replace(config, real_images=used)

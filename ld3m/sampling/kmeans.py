@@ -23,9 +23,9 @@ def prototype_statistics(
     latents = torch.cat([part.cpu() for part in batches])  # (n, c, h, w) of one class
     points = latents.flatten(1).double()
     centres = kmeans(points, config.ipc, seeds.generator(seed, "kmeans")).unflatten(1, latents.shape[1:])
-    timestep = NoisyLatents(latents, config.stop, config.steps).timestep
+    timestep = NoisyLatents(latents, config.stop, config.steps, config.spacing).timestep
     alpha = prior.alphas_cumprod[timestep]
     mean = (alpha.sqrt() * centres).float()
     std = torch.full_like(mean, (1 - alpha).sqrt().item())
     weights = shares(cell_sizes(points, centres.flatten(1)))
-    return ClassStatistics(mean, std, config.stop, config.steps, weights)
+    return ClassStatistics(mean, std, config.stop, config.steps, weights, config.spacing)

@@ -1,6 +1,6 @@
 """The statistics of a class before its images are sampled: Gaussians of its latents at a level of noise."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from ld3m.config.sample import SampleConfig
 from ld3m.errors import DataError
 from ld3m.priors.base import Prior
 
+OPTIONAL = ("weights", "targets", "masses")  # of the tensors of a class's statistics
+
 
 @dataclass(frozen=True, eq=False)
 class ClassStatistics:
@@ -20,6 +22,9 @@ class ClassStatistics:
         mean, std: (K, c, h, w) float32: one Gaussian, or one for each image to be made.
         step, steps: point of the DDIM grid whose noise the latents carry, and the points it has.
         weights: (K,) of the images, of mean 1; None where all count alike.
+        spacing: of the grid.
+        targets: (K, c, h, w) float32, clean latents towards which images are pulled; None where they are not.
+        masses: (K,) of the targets, of sum 1, where they are no image's own.
     """
 
     mean: Tensor
@@ -27,15 +32,31 @@ class ClassStatistics:
     step: int
     steps: int
     weights: Tensor | None = None
+    spacing: str = "leading"
+    targets: Tensor | None = None
+    masses: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is stored."""
-        weights = {} if self.weights is None else {"weights": self.weights}
-        return {"mean": self.mean, "std": self.std, **weights}
+        more = {name: getattr(self, name) for name in OPTIONAL}
+        return {"mean": self.mean, "std": self.std, **{k: v for k, v in more.items() if v is not None}}
 
     def noisy(self, noise: Tensor) -> NoisyLatents:
         """Return latents mean + std · noise, for noise (N, c, h, w), at their point of the grid."""
-        return NoisyLatents(self.mean + self.std * noise, self.step, self.steps)
+        return NoisyLatents(self.mean + self.std * noise, self.step, self.steps, self.spacing)
+
+
+def noise_of(
+    shape: Sequence[int],
+    config: SampleConfig,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    masses: Tensor | None = None,
+) -> ClassStatistics:
+    """Return N(0, 1) of latents (c, h, w) at the noisiest point of the grid, with what pulls them from there."""
+    mean = torch.zeros(1, *shape)
+    step, steps = config.steps - 1, config.steps
+    return ClassStatistics(mean, torch.ones_like(mean), step, steps, weights, config.spacing, targets, masses)
 
 
 class Moments:
@@ -90,6 +111,8 @@ def inverted_statistics(
             steps=config.steps,
             stop=config.stop,
             guidance_scale=config.inversion_guidance,
+            spacing=config.spacing,
         )
         moments.add(state.latents)
-    return ClassStatistics(moments.mean.float()[None], moments.std.float()[None], config.stop, config.steps)
+    mean, std = moments.mean.float()[None], moments.std.float()[None]
+    return ClassStatistics(mean, std, config.stop, config.steps, spacing=config.spacing)

@@ -22,7 +22,7 @@ from ld3m.runs import opening
 from ld3m.runs.folder import RunFolder
 from ld3m.runs.result import Result
 from ld3m.runtime import storage
-from ld3m.sampling import SELECTORS
+from ld3m.sampling import SELECTORS, together
 from ld3m.sampling import dataset as synthesis
 from ld3m.sampling import job as sampling_job
 
@@ -222,12 +222,12 @@ def test_a_class_that_runs_out_of_memory_is_repeated_with_less_at_once(go, whole
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return chain.sample(*arguments, micro_batch=micro_batch, **more)
 
-    monkeypatch.setattr(synthesis, "sample", limited)
+    monkeypatch.setattr(together, "sample", limited)
     result = go(out=tmp_path / "run", ipc=2)
     assert sizes == [64, 32, 16, 16, 16]
     assert torch.allclose(result.images, ld3m.load(whole).images, atol=1e-5)
     assert "out of memory in class '0'; it is repeated with 16 images at once" in caplog.text
-    monkeypatch.setattr(synthesis, "sample", run_out)
+    monkeypatch.setattr(together, "sample", run_out)
     with pytest.raises(MemoryBudgetError, match=r"ran out of memory in class '0', with one image at a time"):
         go()
 
