@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from ld3m.runs.result import Result, load
     from ld3m.sampling.dataset import sample_dataset
     from ld3m.sampling.merging import merge
+    from ld3m.sampling.refined import refine
     from ld3m.sampling.selected import select
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "merge": "ld3m.sampling.merging",
     "load_prior": "ld3m.priors",
     "plan_memory": "ld3m.memory",
+    "refine": "ld3m.sampling.refined",
     "reverse_chain": "ld3m.chain",
     "sample": "ld3m.chain",
     "sample_dataset": "ld3m.sampling.dataset",
@@ -43,7 +45,7 @@ _HOMES = {
 
 __all__ = [
     "Result", "__version__", "distill", "evaluate", "export", "invert", "load", "load_prior", "merge", "plan_memory",
-    "reverse_chain", "sample", "sample_dataset", "select",
+    "refine", "reverse_chain", "sample", "sample_dataset", "select",
 ]  # fmt: skip
 
 

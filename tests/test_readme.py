@@ -56,7 +56,8 @@ def fields_of(kind: type) -> set[str]:
 
 def test_there_are_commands():
     assert {command.split()[0] for command in commands()} == {
-        "distill", "doctor", "evaluate", "experts", "export", "info", "merge", "prior", "sample", "select", "teacher"
+        "distill", "doctor", "evaluate", "experts", "export", "info", "merge", "prior", "refine", "sample", "select",
+        "teacher",
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ld3m.cli.info import InfoCommand
 from ld3m.cli.interrupts import Interrupts
 from ld3m.cli.merge import MergeCommand
 from ld3m.cli.processes import complain
-from ld3m.cli.run import DistillCommand, SampleCommand, SelectCommand
+from ld3m.cli.run import DistillCommand, RefineCommand, SampleCommand, SelectCommand
 from ld3m.cli.streams import Messages, drop_output, open_streams
 from ld3m.cli.training import ExpertsCommand, PriorTrainCommand, TeacherCommand
 from ld3m.errors import Ld3mError
@@ -27,6 +27,7 @@ from ld3m.errors import Ld3mError
 COMMANDS: dict[str, tuple[type[Command], str]] = {
     "distill": (DistillCommand, "distil, evaluate, write a folder with images and report"),
     "sample": (SampleCommand, "sample images from a prior by statistics of the real ones (D3HR), the same folder"),
+    "refine": (RefineCommand, "make any set more natural by a prior (DIVER), the same folder"),
     "select": (SelectCommand, "choose real images, by a teacher or without, the same folder"),
     "merge": (MergeCommand, "make one run of the shards that `sample --shard` left"),
     "evaluate": (EvaluateCommand, "train networks on a distilled set and on real images, compare"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ld3m.cli.commands import Command, Flat, Positional, parse
 from ld3m.cli.processes import TIMEOUT, is_one_of_several, launcher, speaks
-from ld3m.config import DistillConfig, SampleConfig, SelectConfig, SetConfig, build, read_yaml
+from ld3m.config import DistillConfig, RefineConfig, SampleConfig, SelectConfig, SetConfig, build, read_yaml
 from ld3m.errors import ConfigError, ProcessError
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class RunCommand(Command):
         """Return what makes the run."""
         raise NotImplementedError
 
+    @classmethod
+    def default_data(cls, stored: str | None) -> str:
+        """Return the data where none are named: those of the resumed run, or the embedded ones."""
+        return stored or "builtin"
+
     def more(self) -> dict[str, object]:
         """Return what it takes beside what all take."""
         return {}
@@ -67,7 +72,7 @@ class RunCommand(Command):
             f.name: (getattr(parsed.settings, f.name), getattr(base.settings, f.name)) for f in fields(base.settings)
         }
         said = {name: now for name, (now, before) in pairs.items() if now != before}
-        data = parsed.data or stored_data or "builtin"
+        data = parsed.data or cls.default_data(stored_data)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = parsed.out or _common(Path("runs") / f"{Path(data).stem}-{parsed.method}-{stamp}")
         with parsed.keeping_images():
@@ -134,6 +139,34 @@ class SampleCommand(RunCommand):
         from ld3m.sampling.dataset import sample_dataset
 
         return sample_dataset
+
+
+@dataclass(frozen=True)
+class RefineCommand(RunCommand):
+    """Noise the images of any set and sample them back by a prior, each pulled to what it was (DIVER)."""
+
+    data: Positional[str | None] = None
+    """The set: the folder of a run, or anything that `ld3m evaluate` scores."""
+    real: Positional[str | None] = None
+    """The data that the set stands for; that of the run when not given."""
+    settings: Flat[RefineConfig] = field(default_factory=RefineConfig)
+
+    @property
+    def method(self) -> str:
+        return "refine"
+
+    @classmethod
+    def default_data(cls, stored: str | None) -> str:
+        raise ConfigError("refine needs a set: the folder of a run, or anything that ld3m evaluate scores")
+
+    def more(self) -> dict[str, object]:
+        return {} if self.real is None else {"data": self.real}
+
+    @staticmethod
+    def function() -> "Callable[..., Result]":
+        from ld3m.sampling.refined import refine
+
+        return refine
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "images": ("holdout", "strict", "bit_range", "classes", "per_class", "per_class_seed", "prior_config"),
         "machine": ("device", "dtype", "micro_batch"),
     },
+    "RefineConfig": {
+        "main": ("prior", "resolution", "steps", "stop", "guidance_scale", "pull", "pull_steps", "evaluate", "seed"),
+        "sampler": ("sampler", "variance", "spacing", "guided_channels", "class_ids", "prior_config"),
+        "machine": ("device", "dtype", "micro_batch"),
+    },
     "SelectConfig": {
         "main": ("by", "ipc", "resolution", "teacher", "scores_from", "evaluate", "seed"),
         "selection": ("tiles", "candidates", "crops", "early_networks", "early_epochs"),
@@ -89,6 +94,11 @@ DEFAULTS = {
     "variance": "learned where the prior has learned them, else fixed-small",
     "guided_channels": "all",
     "pull": "0.1 for modes, 0.5 for transport",
+    "RefineCommand.data": "none",
+    "RefineCommand.real": "the data of the run",
+    "RefineConfig.resolution": "that of the set",
+    "RefineConfig.pull": "0.1",
+    "RefineConfig.pull_steps": "half to a quarter of the grid",
     "pull_steps": "the noisier half of the grid; 0.9 to 0.6 of it for transport",
     "compat": "as in this package",
     "networks": "the protocol's",

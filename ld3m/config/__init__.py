@@ -16,7 +16,7 @@ from ld3m.config.evaluate import EvaluateConfig
 from ld3m.config.fields import Config, Settings, build, differences, read_yaml, to_plain, to_yaml
 from ld3m.config.presets import PRESETS
 from ld3m.config.run import RunConfig, SetConfig
-from ld3m.config.sample import ResolvedSampleConfig, SampleConfig
+from ld3m.config.sample import RefineConfig, ResolvedSampleConfig, SampleConfig
 from ld3m.config.select import ResolvedSelectConfig, SelectConfig
 from ld3m.config.training import ExpertTraining, TeacherTraining
 
@@ -24,6 +24,7 @@ RESOLVED = (ResolvedDistillConfig, ResolvedSampleConfig, ResolvedSelectConfig)  
 
 __all__ = [
     "INITS", "PRESETS", "RESOLVED", "Config", "DistillConfig", "EvaluateConfig", "ExpertTraining",
+    "RefineConfig",
     "ResolvedDistillConfig", "ResolvedSampleConfig", "ResolvedSelectConfig", "RunConfig", "SampleConfig",
     "SelectConfig", "SetConfig", "Settings", "TeacherTraining", "build", "check_above_zero", "check_count",
     "check_epochs", "check_finite", "check_fraction", "check_positive", "check_steps", "differences", "is_count",

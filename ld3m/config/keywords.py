@@ -125,6 +125,10 @@ class SampleKeywords(RunKeywords, total=False):
     micro_batch: int
 
 
+class RefineKeywords(SampleKeywords, total=False):
+    """Fields of `RefineConfig`."""
+
+
 class SelectKeywords(SetKeywords, total=False):
     """Fields of `SelectConfig`."""
 

@@ -111,6 +111,19 @@ class ResolvedSampleConfig(SampleConfig):
     pull_steps: tuple[int, int] = field(default_factory=unset)
 
 
+@dataclass(frozen=True)
+class RefineConfig(SampleConfig):
+    """Settings of `ld3m.refine` and `ld3m refine`, by which a set takes the place of the data."""
+
+    selector: str = "itself"
+    stop: int = 25
+    """Point of the grid up to which the images are noised, and from which is sampled back."""
+    pull: float | None = None
+    """Strength of the pull of each image to what it was (0.1); 0 for none."""
+    pull_steps: tuple[int, int] | None = None
+    """Points of the grid between which is pulled, the noisier one first; half to a quarter of it when not given."""
+
+
 _OPEN = MappingProxyType({"pull": 0.0, "variance": "fixed-small"})
 
 

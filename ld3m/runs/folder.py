@@ -246,8 +246,9 @@ class RunFolder:
         """Refuse a prior and the like that are not those the run began with; note where those that moved are now."""
         for name, own in self.sources.items():
             if stored.get(name, own) != own:
+                here = getattr(config, name, "it")
                 raise ConfigError(
-                    f"resume needs the {name} that the run in {self.path} began with; {getattr(config, name)} holds "
+                    f"resume needs the {name} that the run in {self.path} began with; {here} holds "
                     "other weights or values now. Put those back, or start anew with another --out"
                 )
         content = read_yaml(self.path / CONFIG)

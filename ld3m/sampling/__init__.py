@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ld3m.config.sample import SampleConfig, resolve
-from ld3m.sampling import group, kmeans, modes, moments, plain, random, transport
+from ld3m.sampling import group, itself, kmeans, modes, moments, plain, random, transport
 from ld3m.sampling.statistics import ClassStatistics, Moments, inverted_statistics
 from ld3m.sampling.together import sample_together
 
@@ -76,6 +76,7 @@ SELECTORS = {
         is_from_noise=True,
         pull=0.1,
     ),
+    "itself": Selector(itself.own_statistics, random.select, lambda _: {}, fewest=None, pull=0.1, window=(0.5, 0.25)),
     "transport": Selector(
         transport.cluster_statistics,
         random.select,

@@ -75,7 +75,7 @@ def sample_dataset(
         where = {"out": out, "resume": resume, "overwrite": overwrite, "scratch": Path(scratch), "shard": shard}
         job = prepare(data, settings, **where)
         with job.folder:
-            seconds_per_class = sample_classes(job, progress, _within_memory)
+            seconds_per_class = sample_classes(job, progress, within_memory)
             if shard is not None:
                 return load(job.folder.path)
             return finish_classes(job, out, started, seconds_per_class, progress=progress)
@@ -165,7 +165,7 @@ def _row_file(job: SampleJob) -> RowFile:
     return open_set(job, share=job.share, latents=(job.prior.latent_channels, side, side), **weights)
 
 
-def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob, dict[str, object]]:
+def within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob, dict[str, object]]:
     """Sample a class; where memory runs out, again with half as many images at once, as do the classes after it."""
     try:
         return job, _sample_class(job, label, rows)
@@ -181,7 +181,7 @@ def _within_memory(job: SampleJob, label: int, rows: RowFile) -> tuple[SampleJob
             "kept. Free what other programs hold, or start anew with a lower resolution, or dtype bfloat16"
         )
     logger.warning("out of memory in class %r; it is repeated with %d images at once", name, at_once)
-    return _within_memory(replace(job, config=replace(job.config, micro_batch=at_once)), label, rows)
+    return within_memory(replace(job, config=replace(job.config, micro_batch=at_once)), label, rows)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -137,6 +138,9 @@ def prepare(
     scratch: Path,
     shard: object = None,
     check: Check | None = None,
+    kind: type[SampleConfig] = SampleConfig,
+    dataset: Dataset | None = None,
+    more_sources: Mapping[str, str] = MappingProxyType({}),
 ) -> SampleJob:
     """Check settings, folder, prior and data, in this order, and build what the classes need.
 
@@ -144,11 +148,14 @@ def prepare(
         scratch: empty folder that stands for `out` where there is none.
         shard: as of `sample_dataset`.
         check: called before anything is written.
+        kind: of the settings.
+        dataset: what is sampled from in place of the data, at the resolution of the settings.
+        more_sources: fingerprints of what else the run follows from.
     """
     share = share_of(shard)
     if shard is not None:
         out, resume = _open_shard(share, out, overwrite)
-    opening = open_run(data, settings, SampleConfig, out=out, resume=resume, overwrite=overwrite)
+    opening = open_run(data, settings, kind, out=out, resume=resume, overwrite=overwrite)
     folder = opening.folder or _scratch_or_other(opening.path, scratch, resume, overwrite)
     one_of(opening.config.selector, "selector", tuple(SELECTORS))
     asked, device = with_dtype(opening.config, opening.device), opening.device
@@ -158,12 +165,12 @@ def prepare(
     check_protocol(config.evaluate, config.resolution)
     prior.require_resolution(config.resolution)
     check_latent_size(config.resolution // prior.downsample, prior)
-    dataset = opening.load_data(config)
+    dataset = dataset or opening.load_data(config)
     config = _check_images(config, dataset, is_said)
     class_ids = match_classes(prior, dataset.class_names, dataset.wnids, config.class_ids, is_required=True)
     share.classes(dataset.train.num_classes)  # which refuses more shards than classes
     job = SampleJob(config, opening.data_name, dataset, folder, device, prior, class_ids, share)
-    sources = sources_of(prior, statistics=job.statistics_fingerprint())
+    sources = sources_of(prior, statistics=job.statistics_fingerprint(), **more_sources)
     if check is not None:
         check(job, sources)
     processes.from_main(lambda: folder.start(opening.data_name, config, dataset.fingerprint, sources), "begin the run")

@@ -10,7 +10,7 @@ from ld3m.config.sample import SampleConfig
 from ld3m.data.clustering import cell_sizes, kmeans, shares
 from ld3m.priors.base import Prior
 from ld3m.runtime import seeds
-from ld3m.sampling.statistics import ClassStatistics
+from ld3m.sampling.statistics import ClassStatistics, noised
 
 
 def prototype_statistics(
@@ -24,8 +24,5 @@ def prototype_statistics(
     points = latents.flatten(1).double()
     centres = kmeans(points, config.ipc, seeds.generator(seed, "kmeans")).unflatten(1, latents.shape[1:])
     timestep = NoisyLatents(latents, config.stop, config.steps, config.spacing).timestep
-    alpha = prior.alphas_cumprod[timestep]
-    mean = (alpha.sqrt() * centres).float()
-    std = torch.full_like(mean, (1 - alpha).sqrt().item())
     weights = shares(cell_sizes(points, centres.flatten(1)))
-    return ClassStatistics(mean, std, config.stop, config.steps, weights, config.spacing)
+    return noised(centres, prior.alphas_cumprod[timestep], config, weights)

@@ -59,6 +59,19 @@ def noise_of(
     return ClassStatistics(mean, torch.ones_like(mean), step, steps, weights, config.spacing, targets, masses)
 
 
+def noised(
+    latents: Tensor,
+    alpha: Tensor,
+    config: SampleConfig,
+    weights: Tensor | None = None,
+    targets: Tensor | None = None,
+) -> ClassStatistics:
+    """Return a Gaussian for each of clean latents (K, c, h, w) noised to `stop`, where ᾱ is `alpha`."""
+    mean = (alpha.sqrt() * latents).float()
+    std = torch.full_like(mean, (1 - alpha).sqrt().item())
+    return ClassStatistics(mean, std, config.stop, config.steps, weights, config.spacing, targets)
+
+
 class Moments:
     """Mean and standard deviation over rows that come in batches, in float64 and in one pass.
 

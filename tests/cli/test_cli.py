@@ -21,6 +21,7 @@ from ld3m.prior_training.settings import PriorTraining
 COMMANDS = {
     "distill": [cli.DistillCommand, DistillConfig],
     "sample": [cli.SampleCommand, SampleConfig],
+    "refine": [cli.RefineCommand],  # of the settings of sample it takes those that are listed in words.py
     "select": [cli.SelectCommand, SelectConfig],
     "merge": [cli.MergeCommand],
     "evaluate": [cli.EvaluateCommand, EvaluateConfig],
@@ -32,7 +33,7 @@ COMMANDS = {
     "doctor": [cli.DoctorCommand],
     "completion": [cli.CompletionCommand],
 }
-POSITIONAL = {"shell", "data", "run", "settings", "training", "reading"}
+POSITIONAL = {"shell", "data", "real", "run", "settings", "training", "reading"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

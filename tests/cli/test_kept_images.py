@@ -38,7 +38,7 @@ def test_commands_decode_a_data_set_once(small, small_run, ld3m_command, coloure
 
 
 def test_every_command_that_reads_data_has_the_option():
-    reading = {"distill", "sample", "select", "evaluate", "experts", "teacher", "prior train"}
+    reading = {"distill", "sample", "refine", "select", "evaluate", "experts", "teacher", "prior train"}
     found = {name for name, (kind, _) in cli.COMMANDS.items() if "cache" in {f.name for f in dataclasses.fields(kind)}}
     assert found == reading
 
