@@ -91,12 +91,12 @@ class Sampler:
     """A way to step.
 
     Args:
-        move: makes a step of a block.
+        advance: makes a step of a block.
         is_random: whether it draws noise.
         ends_clean: whether the last step, from t_0, leads to the clean estimate also where t_0 is 0.
     """
 
-    move: Callable[[Step, Move, str], Tensor]
+    advance: Callable[[Step, Move, str], Tensor]
     is_random: bool = False
     ends_clean: bool = False
 

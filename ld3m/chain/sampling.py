@@ -135,7 +135,7 @@ def sampling_states(
                 move = replace(move, noise=noise[block])
             if pull is not None and pull.is_at(step.point):
                 move = replace(move, target=pull.targets[block].to(state), strength=pull.strength)
-            stepped = kind.move(step, move, variance)
+            stepped = kind.advance(step, move, variance)
             shift = None if steer is None else steer(step.point, block, partial(clean_estimate, step, move))
             parts.append(stepped if shift is None else stepped + shift)
         state = torch.cat(parts)

@@ -1,6 +1,5 @@
 """The command line: each command does what a function of the package does; `ld3m sample` is `sample_dataset`."""
 
-import contextlib
 import difflib
 import logging
 import sys
@@ -19,7 +18,7 @@ from ld3m.cli.interrupts import Interrupts
 from ld3m.cli.merge import MergeCommand
 from ld3m.cli.processes import complain
 from ld3m.cli.run import DistillCommand, RefineCommand, SampleCommand, SelectCommand
-from ld3m.cli.streams import Messages, drop_output, open_streams
+from ld3m.cli.streams import drop, open_streams, passing_over_errors
 from ld3m.cli.training import ExpertsCommand, PriorTrainCommand, TeacherCommand
 from ld3m.errors import Ld3mError
 
@@ -48,7 +47,7 @@ _TITLES = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error with a message, 130 when interrupted, 143 or 129 by SIGTERM or SIGHUP."""
     open_streams()
-    with contextlib.redirect_stderr(Messages(sys.stderr)):  # pyright: ignore[reportArgumentType]
+    with passing_over_errors():
         return _run(sys.argv[1:] if argv is None else argv)
 
 
@@ -80,7 +79,7 @@ def _status(argv: list[str], interrupts: Interrupts) -> int:
     except Ld3mError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader has gone, such as `head`; nothing is left to be said to it
-        drop_output()
+        drop(sys.stdout)
         if interrupts.has_come:
             raise
         return 0
@@ -129,7 +128,7 @@ def _explain(error: RuntimeError | MemoryError | OSError) -> int:
         return _fail(f"out of memory ({reason}); {remedy}")
     if not isinstance(error, OSError):
         raise error
-    drop_output()
+    drop(sys.stdout)
     where = f" {error.filename}" if error.filename else ""
     reason = error.strerror or error
     return _fail(f"the system refused{where}: {reason}; check the path, its permissions and the room on the disk")

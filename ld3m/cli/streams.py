@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Generator
 from typing import Any
 
 
@@ -36,7 +37,21 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def drop_output() -> None:
-    """Point standard output nowhere: what is buffered would fail again when the interpreter flushes it at its end."""
+@contextlib.contextmanager
+def passing_over_errors() -> Generator[None]:
+    """Pass over errors of standard error in the block, and what is left of its text at the end."""
+    stream = sys.stderr
+    try:
+        with contextlib.redirect_stderr(Messages(stream)):  # pyright: ignore[reportArgumentType]
+            yield
+    finally:
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            drop(stream)
+
+
+def drop(stream: Any) -> None:
+    """Point a stream nowhere: what is buffered would fail again when the interpreter flushes it at its end."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

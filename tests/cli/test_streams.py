@@ -19,7 +19,9 @@ def run(line, redirected, **words):
     """Return the exit status of a command line in a shell, with its streams redirected."""
     words = [words.get(word, word) for word in line.split()]
     command = " ".join([sys.executable, "-m", "ld3m", *map(str, words), redirected])
-    process = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # else nothing is left to the end
+    shell = ["bash", "-c", f"set -o pipefail; {command}"]
+    process = subprocess.run(shell, env=variables, capture_output=True, text=True)
     assert "Traceback" not in process.stderr + process.stdout
     return process.returncode, process.stdout, process.stderr
 

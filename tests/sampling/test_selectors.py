@@ -183,7 +183,9 @@ def test_images_come_near_their_modes(tiny_prior, coloured):
 
 
 def test_a_pull_is_for_selectors_that_have_one(tiny_prior, coloured):
-    with pytest.raises(ConfigError, match="pull is for modes, transport, and the selector is 'group'; leave it out"):
+    with pytest.raises(
+        ConfigError, match="pull is for modes, itself, transport, and the selector is 'group'; leave it out"
+    ):
         ld3m.sample_dataset(coloured, prior=tiny_prior, class_ids=(0, 1, 2), pull=0.1, progress=False)
 
 
