@@ -126,7 +126,7 @@ def _ddpm(step: Step, move: Move, variance: str) -> Tensor:
     of_state = (1 - beta).sqrt() * (1 - following) / (1 - current)
     a, b = of_state + of_clean / current.sqrt(), -of_clean * ((1 - current) / current).sqrt()
     mean = reverse_step(move.state, move.predictions, a=a.item(), b=b.item(), guidance_scale=move.guidance_scale)
-    if step.is_last or move.noise is None:
+    if move.noise is None:  # at the last step
         return mean
     push = move.noise
     if move.target is not None:

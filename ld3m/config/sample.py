@@ -124,22 +124,21 @@ class RefineConfig(SampleConfig):
     """Points of the grid between which is pulled, the noisier one first; half to a quarter of it when not given."""
 
 
-_OPEN = MappingProxyType({"pull": 0.0, "variance": "fixed-small"})
-
-
 def resolve(
-    config: SampleConfig, native_resolution: int, of_method: Mapping[str, object] = _OPEN
+    config: SampleConfig, native_resolution: int, of_method: Mapping[str, object] = MappingProxyType({})
 ) -> ResolvedSampleConfig:
-    """Fill what is left to the resolution, and to selector and prior.
+    """Fill what is left open, by the resolution where nothing else says it.
 
     Args:
-        of_method: variance, pull and pull_steps where the settings do not say them; the latter may stay out.
+        of_method: what selector and prior say of variance, pull and pull_steps.
     """
     resolution = config.resolution or native_resolution
     given: dict[str, Any] = vars(config)
     is_small = resolution < 128
     filled: dict[str, Any] = {
-        "pull_steps": (config.steps - 1, min(config.steps // 2 + 1, config.steps - 1)),
+        "variance": "fixed-small",
+        "pull": 0.0,
+        "pull_steps": (config.steps - 1, min(config.steps // 2 + 1, config.steps - 1)),  # MGD3: of 50, while i > 25
         **of_method,
         "resolution": resolution,
         "dtype": "float32",

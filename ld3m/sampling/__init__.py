@@ -38,7 +38,7 @@ class Selector:
         fewest: real images of a class that are needed; None for as many as are made.
         is_from_noise: whether sampling starts at the noisiest point of the grid, not at `stop`.
         pull: the default strength of a pull, 0 where there is none.
-        window: the default window of the pull, from the noisier end of the grid, as shares of it.
+        window: its first and last point by default, as shares of the grid; the noisier half of it when None.
     """
 
     gather: Callable[..., ClassStatistics]
@@ -50,7 +50,7 @@ class Selector:
     fewest: int | None = 2
     is_from_noise: bool = False
     pull: float = 0.0
-    window: tuple[float, float] = (1.0, 0.52)  # MGD3: of 50 points, while i > 25
+    window: tuple[float, float] | None = None
 
 
 SELECTORS = {

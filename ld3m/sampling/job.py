@@ -213,13 +213,16 @@ def _open_prior(config: SampleConfig, given: Prior | StyleGAN | None, device: to
 
 def _of_method(config: SampleConfig, prior: Prior) -> dict[str, object]:
     """Return what selector and prior fill in where the settings leave it open."""
-    selector, highest = SELECTORS[config.selector], config.steps - 1
+    selector = SELECTORS[config.selector]
     if config.pull and not selector.pull:
         pulling = ", ".join(name for name, one in SELECTORS.items() if one.pull)
         raise ConfigError(f"pull is for {pulling}, and the selector is {config.selector!r}; leave it out")
-    window = tuple(min(highest, round(share * config.steps)) for share in selector.window)
-    variance = "learned" if prior.learns_variance else "fixed-small"
-    return {"pull": selector.pull, "pull_steps": window, "variance": variance}
+    found: dict[str, object] = {"pull": selector.pull}
+    if selector.window is not None:
+        found["pull_steps"] = tuple(min(config.steps - 1, round(share * config.steps)) for share in selector.window)
+    if prior.learns_variance:
+        found["variance"] = "learned"
+    return found
 
 
 def _check_images(config: ResolvedSampleConfig, dataset: Dataset, is_said: bool) -> ResolvedSampleConfig:

@@ -57,11 +57,14 @@ def refine(
     source = _data_of(inputs) if data is None else data
     given, real, _ = open_inputs(inputs, source, reading=Reading(resolution=settings.get("resolution")))
     dataset = _as_dataset(given, real)
-    settings |= {"ipc": len(given.labels) // len(given.class_names), "resolution": given.images.shape[-1]}
+    own = {"ipc": given.ipc, "selector": "itself", "resolution": given.images.shape[-1]}
+    for name, value in own.items():
+        if settings.get(name) not in (None, value):  # as a file of settings may have it
+            raise ConfigError(f"{name} of a refined set is {value!r}, got {settings[name]!r}; leave it out")
     with tempfile.TemporaryDirectory() as scratch:
         where = {"out": out, "resume": resume, "overwrite": overwrite, "scratch": Path(scratch)}
         sources = {"set": fingerprint((given.images, given.labels))}
-        job = prepare(source, settings, **where, kind=RefineConfig, dataset=dataset, more_sources=sources)
+        job = prepare(source, {**settings, **own}, **where, kind=RefineConfig, dataset=dataset, more_sources=sources)
         with job.folder:
             seconds_per_class = sample_classes(job, progress, within_memory)
             return finish_classes(replace(job, dataset=real), out, started, seconds_per_class, progress=progress)

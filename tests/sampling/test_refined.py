@@ -79,6 +79,14 @@ def test_another_set_does_not_go_on_with_the_run(go, given, coloured, tmp_path, 
         go((1 - given.images, given.labels), coloured, out=tmp_path / "run", resume=True)
 
 
+def test_what_the_set_says_cannot_be_said_otherwise(go, given, coloured):
+    with pytest.raises(ConfigError, match="ipc of a refined set is 2, got 5; leave it out"):
+        go(given, coloured, ipc=5)
+    with pytest.raises(ConfigError, match="selector of a refined set is 'itself', got 'group'; leave it out"):
+        go(given, coloured, selector="group")
+    assert len(go(given, coloured, ipc=2)) == 6
+
+
 def test_a_set_needs_data_and_equal_classes(go, given, coloured):
     with pytest.raises(ConfigError, match="refine needs the data that the set stands for: name them after the set"):
         go((given.images, given.labels))
